@@ -1,0 +1,15 @@
+//! Every WGSL kernel of epl, one file each, and the table from a kernel's name to its source.
+//!
+//! A file is valid WGSL as it stands; tile sizes are `override` constants set by the Rust side.
+
+/// `(name, source)` of every shader, sorted by name. The name is the file's name without `.wgsl`.
+pub const SHADERS: &[(&str, &str)] = &[];
+
+/// The source of the shader called `name`, or `None` if there is none.
+pub fn source(name: &str) -> Option<&'static str> {
+    SHADERS
+        .binary_search_by(|(key, _)| key.cmp(&name))
+        .ok()
+        .and_then(|index| SHADERS.get(index))
+        .map(|(_, source)| *source)
+}

@@ -1,0 +1,5 @@
+//! Face recognition training with empirical prototype learning, on any GPU that wgpu reaches.
+
+pub mod error;
+
+pub use error::{Error, Result};

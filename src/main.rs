@@ -1,0 +1,2 @@
+//! The `epl` command.
+fn main() {}
