@@ -2,14 +2,22 @@
 //!
 //! A file is valid WGSL as it stands; tile sizes are `override` constants set by the Rust side.
 
-/// `(name, source)` of every shader, sorted by name. The name is the file's name without `.wgsl`.
-pub const SHADERS: &[(&str, &str)] = &[];
+/// One row of the table: the shader's name and its source.
+macro_rules! shaders {
+    ($($name:literal),* $(,)?) => {
+        /// `(name, source)` of every shader, sorted by name. The name is the file's name without `.wgsl`.
+        pub const SHADERS: &[(&str, &str)] = &[$(($name, include_str!(concat!($name, ".wgsl")))),*];
+    };
+}
+
+shaders! {
+    "prelu",
+    "prelu_grad",
+    "sum_rows",
+}
 
 /// The source of the shader called `name`, or `None` if there is none.
 pub fn source(name: &str) -> Option<&'static str> {
-    SHADERS
-        .binary_search_by(|(key, _)| key.cmp(&name))
-        .ok()
-        .and_then(|index| SHADERS.get(index))
-        .map(|(_, source)| *source)
+    let index = SHADERS.binary_search_by(|(key, _)| (*key).cmp(name)).ok()?;
+    SHADERS.get(index).map(|(_, source)| *source)
 }

@@ -1,0 +1,171 @@
+//! Cases: concrete inputs for an op, written once and used for correctness, gradients, speed and coverage.
+
+use std::sync::Arc;
+
+use crate::host::HostTensor;
+use crate::op::Op;
+use crate::{Shape, TensorDesc};
+
+/// How far a kernel's result may be from the f64 reference: for each element,
+/// `|got - want| <= relative * max(|want|, rms(want)) + absolute`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tolerance {
+    /// Error allowed relative to the larger of the element and the tensor's root mean square.
+    pub relative: f64,
+    /// Error allowed besides.
+    pub absolute: f64,
+}
+
+impl Default for Tolerance {
+    fn default() -> Self {
+        Self { relative: 1e-5, absolute: 1e-30 }
+    }
+}
+
+/// Concrete inputs for an op.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// What is special about the case.
+    pub label: String,
+    /// The op.
+    pub op: Arc<dyn Op>,
+    /// Its inputs.
+    pub inputs: Vec<HostTensor>,
+    /// How exact the kernel must be.
+    pub tolerance: Tolerance,
+    /// Inputs whose gradient is compared with finite differences; empty where the op has no gradient or where the
+    /// case is too large or not smooth enough for it.
+    pub differentiate: Vec<usize>,
+    /// Step of the central differences. Smaller than the distance to a kink.
+    pub epsilon: f64,
+    /// Whether the case is meant for measuring speed: realistic sizes, left out of the tests.
+    pub perf: bool,
+}
+
+impl Case {
+    /// A case with the default tolerance and no gradient check.
+    pub fn new(label: impl Into<String>, op: impl Op, inputs: Vec<HostTensor>) -> Self {
+        Self {
+            label: label.into(),
+            op: Arc::new(op),
+            inputs,
+            tolerance: Tolerance::default(),
+            differentiate: Vec::new(),
+            epsilon: 1e-4,
+            perf: false,
+        }
+    }
+
+    /// Compares the gradients of these inputs with finite differences.
+    pub fn differentiate(mut self, inputs: &[usize]) -> Self {
+        self.differentiate = inputs.to_vec();
+        self
+    }
+
+    /// Sets the relative tolerance. The caller gives the reason in a comment.
+    pub fn relative(mut self, relative: f64) -> Self {
+        self.tolerance.relative = relative;
+        self
+    }
+
+    /// Sets the absolute tolerance. The caller gives the reason in a comment.
+    pub fn absolute(mut self, absolute: f64) -> Self {
+        self.tolerance.absolute = absolute;
+        self
+    }
+
+    /// Sets the step of the finite differences.
+    pub fn epsilon(mut self, epsilon: f64) -> Self {
+        self.epsilon = epsilon;
+        self
+    }
+
+    /// Marks the case as one for measuring speed only.
+    pub fn perf(mut self) -> Self {
+        self.perf = true;
+        self
+    }
+}
+
+/// A 64-bit mix (SplitMix64, Steele et al. 2014): small, seedable, the same everywhere.
+fn split_mix(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+fn unit(state: &mut u64) -> f64 {
+    (split_mix(state) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// Uniform values in `low..high`, the same for the same seed.
+pub fn uniform(shape: impl Into<Shape>, low: f32, high: f32, seed: u64) -> HostTensor {
+    let shape = shape.into();
+    let mut state = seed.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ 0x5851_f42d;
+    let values = (0..shape.elements()).map(|_| low + (high - low) * unit(&mut state) as f32).collect();
+    host_f32(shape, values)
+}
+
+/// Normal values with the given standard deviation (Box-Muller), the same for the same seed.
+pub fn normal(shape: impl Into<Shape>, deviation: f32, seed: u64) -> HostTensor {
+    let shape = shape.into();
+    let mut state = seed.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ 0x1405_7b7e;
+    let values = (0..shape.elements())
+        .map(|_| {
+            let radius = (-2.0 * (1.0 - unit(&mut state)).ln()).sqrt();
+            let angle = std::f64::consts::TAU * unit(&mut state);
+            deviation * (radius * angle.cos()) as f32
+        })
+        .collect();
+    host_f32(shape, values)
+}
+
+/// Integers in `0..limit`, the same for the same seed.
+pub fn integers(shape: impl Into<Shape>, limit: u32, seed: u64) -> HostTensor {
+    let shape = shape.into();
+    let mut state = seed.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ 0x0bad_cafe;
+    let values =
+        (0..shape.elements()).map(|_| (split_mix(&mut state) % u64::from(limit.max(1))) as u32).collect();
+    host_u32(shape, values)
+}
+
+/// All elements `value`.
+pub fn constant(shape: impl Into<Shape>, value: f32) -> HostTensor {
+    let shape = shape.into();
+    let values = vec![value; shape.elements()];
+    host_f32(shape, values)
+}
+
+/// The given floats as a one-dimensional tensor.
+pub fn floats(values: &[f32]) -> HostTensor {
+    host_f32(Shape::from([values.len()]), values.to_vec())
+}
+
+/// The given integers as a one-dimensional tensor.
+pub fn words(values: &[u32]) -> HostTensor {
+    host_u32(Shape::from([values.len()]), values.to_vec())
+}
+
+// The two below are only called with as many values as the shape has elements.
+fn host_f32(shape: Shape, values: Vec<f32>) -> HostTensor {
+    let zeros = TensorDesc::f32(shape.clone());
+    HostTensor::from_f32(shape, values).unwrap_or_else(|_| HostTensor::zeros(&zeros))
+}
+
+fn host_u32(shape: Shape, values: Vec<u32>) -> HostTensor {
+    let zeros = TensorDesc::u32(shape.clone());
+    HostTensor::from_u32(shape, values).unwrap_or_else(|_| HostTensor::zeros(&zeros))
+}
+
+/// An op as the registry knows it.
+#[derive(Clone, Copy)]
+pub struct OpEntry {
+    /// The op's name.
+    pub name: &'static str,
+    /// Its cases.
+    pub cases: fn() -> Vec<Case>,
+    /// Every kernel that it may dispatch.
+    pub kernels: &'static [&'static crate::kernel::Kernel],
+}

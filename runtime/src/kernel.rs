@@ -1,0 +1,135 @@
+//! Kernels: a WGSL entry point, declared once in Rust beside the op that uses it, and checked against the WGSL.
+//!
+//! Every kernel has its parameter block at `@group(0) @binding(0)` (a uniform buffer) and its tensors at bindings
+//! 1, 2, ... of the same group (storage buffers), in the order of [`Kernel::bindings`].
+
+use bytemuck::Pod;
+
+/// How a kernel uses a binding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// `var<storage, read>`
+    Read,
+    /// `var<storage, read_write>`
+    ReadWrite,
+}
+
+/// A storage binding of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// The name of the WGSL variable.
+    pub name: &'static str,
+    /// Its access mode.
+    pub access: Access,
+}
+
+/// A binding that the kernel reads.
+pub const fn read(name: &'static str) -> Binding {
+    Binding { name, access: Access::Read }
+}
+
+/// A binding that the kernel writes (and may read).
+pub const fn write(name: &'static str) -> Binding {
+    Binding { name, access: Access::ReadWrite }
+}
+
+/// The type of a field of a parameter block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FieldType {
+    /// `u32`
+    U32,
+    /// `i32`
+    I32,
+    /// `f32`
+    F32,
+}
+
+/// Rust types that a parameter block may hold, and what they are in WGSL.
+pub trait FieldOf {
+    /// The WGSL type.
+    const TYPE: FieldType;
+}
+impl FieldOf for u32 {
+    const TYPE: FieldType = FieldType::U32;
+}
+impl FieldOf for i32 {
+    const TYPE: FieldType = FieldType::I32;
+}
+impl FieldOf for f32 {
+    const TYPE: FieldType = FieldType::F32;
+}
+
+/// A field of a parameter block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// Its name, the same in Rust and WGSL.
+    pub name: &'static str,
+    /// Its type.
+    pub ty: FieldType,
+    /// Its offset in bytes.
+    pub offset: usize,
+}
+
+/// A `#[repr(C)]` struct of scalars that a kernel takes as its uniform parameter block.
+/// Made by [`param_block!`](crate::param_block).
+pub trait ParamBlock: Pod {
+    /// The fields, in order.
+    const FIELDS: &'static [Field];
+}
+
+/// Declares a parameter block: a `#[repr(C)]` Pod struct and the table of its fields, which a test compares
+/// with the WGSL struct of the kernel.
+///
+/// ```
+/// epl_runtime::param_block! {
+///     /// Parameters of the kernel `scale`.
+///     pub struct ScaleParams {
+///         /// Number of elements.
+///         len: u32,
+///         /// Factor.
+///         factor: f32,
+///     }
+/// }
+/// ```
+#[macro_export]
+macro_rules! param_block {
+    ($(#[$meta:meta])* $vis:vis struct $name:ident { $($(#[$fmeta:meta])* $field:ident : $ty:ty),* $(,)? }) => {
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, $crate::bytemuck::Pod, $crate::bytemuck::Zeroable)]
+        #[bytemuck(crate = "epl_runtime::bytemuck")]
+        $vis struct $name { $($(#[$fmeta])* pub $field: $ty),* }
+
+        impl $crate::kernel::ParamBlock for $name {
+            const FIELDS: &'static [$crate::kernel::Field] = &[$($crate::kernel::Field {
+                name: stringify!($field),
+                ty: <$ty as $crate::kernel::FieldOf>::TYPE,
+                offset: ::std::mem::offset_of!($name, $field),
+            }),*];
+        }
+    };
+}
+
+/// A compute entry point as Rust sees it. Declared as a `static` beside the op that dispatches it.
+#[derive(Debug)]
+pub struct Kernel {
+    /// The shader's name in `epl_shaders::SHADERS`.
+    pub shader: &'static str,
+    /// The entry point.
+    pub entry: &'static str,
+    /// The fields of the parameter block at binding 0.
+    pub params: &'static [Field],
+    /// The storage bindings at 1, 2, ...
+    pub bindings: &'static [Binding],
+    /// The names of the `override` constants that a dispatch may set.
+    pub constants: &'static [&'static str],
+    /// Whether the kernel uses subgroup operations; it may then only be dispatched where the adapter has them.
+    pub subgroups: bool,
+}
+
+impl Kernel {
+    /// The WGSL source, or `None` if the shader table has no such name (a test makes sure that it has).
+    pub fn source(&self) -> Option<&'static str> {
+        epl_shaders::source(self.shader)
+    }
+}

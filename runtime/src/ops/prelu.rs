@@ -1,0 +1,213 @@
+//! PReLU over the innermost dimension, and its gradient.
+//!
+//! `y = x` where `x > 0`, else `slope[c] * x`, with `x` of shape `[..., C]` and `slope` of shape `[C]`
+//! (He et al. 2015, arXiv 1502.01852). The gradient at 0 is that of the negative side, as in PyTorch.
+
+use crate::case::{Case, OpEntry, normal, uniform};
+use crate::host::Array;
+use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_many, push_one};
+use crate::ops::sum_rows;
+use crate::{Error, Result, TensorDesc};
+
+crate::param_block! {
+    /// Parameters of `prelu.wgsl`.
+    pub struct PreluParams {
+        /// Elements of `x`.
+        len: u32,
+        /// Elements of `slope`.
+        channels: u32,
+    }
+}
+
+static PRELU: Kernel = Kernel {
+    shader: "prelu",
+    entry: "main",
+    params: PreluParams::FIELDS,
+    bindings: &[read("x"), read("slope"), write("y")],
+    constants: &["WORKGROUP"],
+    subgroups: false,
+};
+
+crate::param_block! {
+    /// Parameters of `prelu_grad.wgsl`.
+    pub struct PreluGradParams {
+        /// Rows of `x`, all dimensions but the innermost.
+        rows: u32,
+        /// Elements of `slope`.
+        channels: u32,
+        /// Rows that one workgroup walks.
+        rows_per_split: u32,
+    }
+}
+
+static PRELU_GRAD: Kernel = Kernel {
+    shader: "prelu_grad",
+    entry: "main",
+    params: PreluGradParams::FIELDS,
+    bindings: &[read("x"), read("slope"), read("dy"), write("dx"), write("partial")],
+    constants: &["WORKGROUP"],
+    subgroups: false,
+};
+
+/// The registry's entry for [`Prelu`].
+pub const ENTRY: OpEntry = OpEntry { name: "prelu", cases, kernels: &[&PRELU] };
+/// The registry's entry for [`PreluGrad`].
+pub const GRAD_ENTRY: OpEntry =
+    OpEntry { name: "prelu_grad", cases: grad_cases, kernels: &[&PRELU_GRAD, &sum_rows::KERNEL] };
+
+/// Records `prelu(x, slope)`: `x` `[..., C]`, `slope` `[C]` -> `[..., C]`.
+pub fn prelu(record: &mut dyn Record, x: TensorId, slope: TensorId) -> Result<TensorId> {
+    push_one(record, Prelu, &[x, slope])
+}
+
+/// The op `prelu`.
+#[derive(Debug, Clone, Copy)]
+pub struct Prelu;
+
+fn check(op: &str, x: &TensorDesc, slope: &TensorDesc) -> Result<()> {
+    if slope.shape.dims() != [x.shape.last()] {
+        return Err(Error::shape(
+            op,
+            format!("slope {slope} for x {x}"),
+            format!("slope f32[{}]", x.shape.last()),
+        ));
+    }
+    Ok(())
+}
+
+impl Op for Prelu {
+    fn name(&self) -> &'static str {
+        "prelu"
+    }
+
+    fn infer(&self, inputs: &[TensorDesc]) -> Result<Vec<TensorDesc>> {
+        let [x, slope] = inputs else {
+            return Err(Error::shape("prelu", format!("{} inputs", inputs.len()), "x, slope"));
+        };
+        check("prelu", x, slope)?;
+        Ok(vec![x.clone()])
+    }
+
+    fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
+        let x = &lowering.input(0)?.shape;
+        let params = PreluParams { len: lowering.size(x.elements())?, channels: lowering.size(x.last())? };
+        let grid = lowering.fold(x.elements().div_ceil(256))?;
+        let operands = [Operand::Input(0), Operand::Input(1), Operand::Output(0)];
+        lowering.dispatch(&PRELU, &[("WORKGROUP", 256.0)], &params, &operands, grid)
+    }
+
+    fn gradient(&self, gradient: &mut Gradient<'_>) -> Result<()> {
+        let Some(dy) = gradient.upstream(0) else { return Ok(()) };
+        let (x, slope) = (gradient.input(0)?, gradient.input(1)?);
+        let [dx, dslope] = push_many(gradient.record(), PreluGrad, &[x, slope, dy])?;
+        gradient.set(0, dx);
+        gradient.set(1, dslope);
+        Ok(())
+    }
+
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        let (x, slope) = (&inputs[0], &inputs[1]);
+        let channels = slope.data.len();
+        vec![Array::from_fn(x.shape.clone(), |i| {
+            let v = x.data[i];
+            if v > 0.0 { v } else { slope.data[i % channels] * v }
+        })]
+    }
+
+    fn cost(&self, inputs: &[TensorDesc], outputs: &[TensorDesc]) -> Cost {
+        Cost::once(outputs.iter().map(|y| y.shape.elements() as f64).sum(), inputs, outputs)
+    }
+}
+
+/// The op `prelu_grad`: `x, slope, dy -> dx, dslope`.
+#[derive(Debug, Clone, Copy)]
+pub struct PreluGrad;
+
+impl Op for PreluGrad {
+    fn name(&self) -> &'static str {
+        "prelu_grad"
+    }
+
+    fn infer(&self, inputs: &[TensorDesc]) -> Result<Vec<TensorDesc>> {
+        let [x, slope, dy] = inputs else {
+            return Err(Error::shape("prelu_grad", format!("{} inputs", inputs.len()), "x, slope, dy"));
+        };
+        check("prelu_grad", x, slope)?;
+        if dy != x {
+            return Err(Error::shape("prelu_grad", format!("dy {dy}"), format!("{x}, as x")));
+        }
+        Ok(vec![x.clone(), slope.clone()])
+    }
+
+    fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
+        let x = &lowering.input(0)?.shape;
+        let (rows, channels) = (x.rows(), x.last());
+        let split = sum_rows::Split::choose(lowering.caps(), rows, channels);
+        let partial = lowering.workspace(split.partial_bytes(channels));
+        let params = PreluGradParams {
+            rows: lowering.size(rows)?,
+            channels: lowering.size(channels)?,
+            rows_per_split: lowering.size(split.rows_per_split)?,
+        };
+        let operands = [Operand::Input(0), Operand::Input(1), Operand::Input(2), Operand::Output(0), partial];
+        let grid = [lowering.size(channels.div_ceil(64))?, lowering.size(split.splits)?, 1];
+        lowering.dispatch(&PRELU_GRAD, &[("WORKGROUP", 64.0)], &params, &operands, grid)?;
+        sum_rows::lower_sum(lowering, partial, Operand::Output(1), split.splits, channels, 1.0)
+    }
+
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        let (x, slope, dy) = (&inputs[0], &inputs[1], &inputs[2]);
+        let channels = slope.data.len();
+        let mut dx = Array::zeros(x.shape.clone());
+        let mut dslope = Array::zeros(slope.shape.clone());
+        for i in 0..x.data.len() {
+            let (v, d, c) = (x.data[i], dy.data[i], i % channels);
+            if v > 0.0 {
+                dx.data[i] = d;
+            } else {
+                dx.data[i] = slope.data[c] * d;
+                dslope.data[c] += d * v;
+            }
+        }
+        vec![dx, dslope]
+    }
+
+    fn cost(&self, inputs: &[TensorDesc], outputs: &[TensorDesc]) -> Cost {
+        let elements = inputs.first().map_or(0, |x| x.shape.elements());
+        Cost::once(3.0 * elements as f64, inputs, outputs)
+    }
+}
+
+fn cases() -> Vec<Case> {
+    vec![
+        Case::new("odd sizes", Prelu, vec![normal([3, 5, 7, 13], 1.0, 1), uniform([13], 0.01, 0.9, 2)])
+            .differentiate(&[0, 1])
+            .epsilon(1e-6),
+        Case::new("one channel", Prelu, vec![normal([257, 1], 1.0, 3), uniform([1], 0.1, 0.3, 4)]),
+        Case::new("huge and tiny", Prelu, vec![normal([2, 300], 1e30, 5), uniform([300], 1e-8, 1e-6, 6)]),
+        Case::new("perf", Prelu, vec![normal([32, 56, 56, 64], 1.0, 1), uniform([64], 0.01, 0.9, 2)]).perf(),
+    ]
+}
+
+fn grad_cases() -> Vec<Case> {
+    let case = |label: &str, shape: &[usize], scale: f32| {
+        let channels = shape.last().copied().unwrap_or(1);
+        Case::new(
+            label,
+            PreluGrad,
+            vec![
+                normal(shape.to_vec(), scale, 1),
+                uniform([channels], 0.01, 0.9, 2),
+                normal(shape.to_vec(), 1.0, 3),
+            ],
+        )
+    };
+    vec![
+        case("odd sizes", &[3, 5, 7, 13], 1.0),
+        case("many rows", &[2051, 3], 1.0),
+        case("many channels", &[5, 131], 1.0),
+        case("large", &[9, 66], 1e10),
+        case("perf", &[32, 56, 56, 64], 1.0).perf(),
+    ]
+}
