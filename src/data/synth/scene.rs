@@ -4,6 +4,7 @@ use super::dice::Dice;
 use super::maths::{luminance, smooth};
 use super::person::Person;
 use glam::{EulerRot, Quat, Vec2, Vec3};
+use std::f32::consts::PI;
 
 /// What the face does.
 #[derive(Default)]
@@ -242,14 +243,14 @@ fn sample_background(dice: &mut Dice) -> Background {
 fn sample_camera(dice: &mut Dice, ways: Hardness) -> Camera {
     let blur = if ways.blur { dice.range(0.018, 0.042) } else { dice.range(0.0, 0.009) };
     let path = if ways.blur && dice.chance(0.5) { dice.range(0.03, 0.09) } else { 0.0 };
-    let (sin, cos) = dice.range(0.0, 3.14).sin_cos();
+    let (sin, cos) = dice.range(0.0, PI).sin_cos();
     // Cheap cameras make more noise where there is little light.
     let noisy = smooth(0.6, 1.0, dice.unit());
     let exposure = if ways.light { dice.range(0.5, 1.7) } else { dice.range(0.75, 1.4) };
     Camera {
         blur: if path > 0.0 { blur * 0.3 } else { blur },
         motion: Vec2::new(cos, sin) * path,
-        resolution: if ways.resolution { dice.range(0.16, 0.34) } else { dice.range(0.6, 1.6).min(1.0) },
+        resolution: if ways.resolution { dice.range(0.16, 0.34) } else { dice.range(0.7, 2.0).min(1.0) },
         noise: if hard_sensor(ways) { dice.range(0.01, 0.06) } else { 0.004 + 0.022 * noisy },
         exposure,
         contrast: dice.range(0.85, 1.15),
