@@ -356,7 +356,7 @@ fn sample_hair(dice: &mut Dice, colour: Vec3, masculinity: f32, age: f32) -> Opt
     };
     let fringe = dice.range(0.24, 0.42);
     let style = dice.unit();
-    // From the most to the least frequent among men; women draw the same list with other shares.
+    // The hidden trait shifts the shares of the styles: shaved, short, fringed, curly, tied back, long, long with fringe.
     let hair = if style < 0.16 * masculinity {
         if dice.chance(0.5) {
             return None;

@@ -176,6 +176,7 @@ fn add_cloth(
         let mut p = ring.point(sin, cos, y, if tied { 0.13 } else { 0.05 } + folds);
         p.z += (nose.height + 0.05) * bump2(p.x / 0.2, (y - nose.tip + 0.02) / 0.2);
         p.z += 0.10 * bump2(p.x / 0.3, (y - person.mouth.height) / 0.2);
+        p.z += (0.10 + person.head.chin_forward) * bump2(p.x / 0.24, (y + 0.92) / 0.16);
         (p, p)
     });
 }
