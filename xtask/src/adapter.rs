@@ -214,6 +214,8 @@ fn manifests_at(place: &Path) -> Vec<PathBuf> {
 mod tests {
     use super::*;
 
+    // `:` separates the entries of a list of paths on Unix only, and these lists are read on Linux only.
+    #[cfg(unix)]
     fn places(variables: &[(&str, &str)]) -> (Vec<PathBuf>, Option<&'static str>) {
         manifest_places(&|name| {
             variables.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
@@ -228,7 +230,6 @@ mod tests {
         assert!(!cache_lists_loader(&cache("libvulkan.so.12")));
     }
 
-    // `:` separates the entries of a list of paths on Unix only, and these lists are read on Linux only.
     #[cfg(unix)]
     #[test]
     fn a_variable_replaces_the_search_for_manifests() {
