@@ -15,7 +15,7 @@ mod layers;
 mod source;
 
 use std::fs;
-use std::path::Path;
+use std::path::PathBuf;
 
 use source::{Tokens, tokens};
 
@@ -25,8 +25,10 @@ const MAX_LINES: usize = 600;
 /// Words of the application, which the runtime does not know.
 const APPLICATION_WORDS: [&str; 4] = ["face", "faces", "prototype", "prototypes"];
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+/// The repository's root. Cargo names it when the test runs as well, which counts where the checkout
+/// was moved or shares its build folder with another one.
+fn root() -> PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
 
 /// A text file: its path from the root with `/` on every platform, and its contents.
@@ -38,8 +40,9 @@ struct File {
 /// The files with one of `extensions`, sorted by path. Build outputs, runs, hidden folders and what
 /// is linked in from elsewhere are left out.
 fn files(extensions: &[&str]) -> Vec<File> {
+    let root = root();
     let mut found = Vec::new();
-    let mut folders = vec![root().to_path_buf()];
+    let mut folders = vec![root.clone()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).unwrap() {
             let entry = entry.unwrap();
@@ -48,7 +51,7 @@ fn files(extensions: &[&str]) -> Vec<File> {
             if kind.is_dir() && !name.starts_with('.') && !["target", "runs"].contains(&name.as_str()) {
                 folders.push(path);
             } else if kind.is_file() && extensions.iter().any(|e| path.extension().is_some_and(|x| x == *e)) {
-                let parts = path.strip_prefix(root()).unwrap().iter();
+                let parts = path.strip_prefix(&root).unwrap().iter();
                 let path_from_root = parts.map(|part| part.to_str().unwrap()).collect::<Vec<_>>().join("/");
                 found.push(File { text: fs::read_to_string(&path).unwrap(), path: path_from_root });
             }
@@ -385,7 +388,8 @@ fn foreign_text_in_a_shader_is_found() {
 
 #[test]
 fn documents_name_files_that_exist() {
-    let exists = |path: &str| root().join(path).exists();
+    let root = root();
+    let exists = |path: &str| root.join(path).exists();
     let documents: Vec<File> = files(&["md"])
         .into_iter()
         .filter(|file| !file.path.contains('/') || file.path.starts_with("docs/"))

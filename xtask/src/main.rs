@@ -81,8 +81,7 @@ fn test(root: &Path) -> Result<()> {
     let mut stages = Stages::default();
     let mut tally = Tally::default();
     let outcome = test_stages(root, &mut stages, &mut tally);
-    println!("\n{}", stages.summary());
-    println!("{tally}");
+    println!("\n{}\n{tally}", stages.summary());
     outcome
 }
 

@@ -75,6 +75,9 @@ impl Tally {
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { binaries, passed, failed, ignored } = self;
+        if *binaries == 0 {
+            return f.write_str("No test was run");
+        }
         write!(f, "Tests: {passed} passed; {failed} failed; {ignored} ignored; in {binaries} test binaries")
     }
 }
@@ -99,6 +102,7 @@ mod tests {
     #[test]
     fn a_run_without_tests_fails() {
         let mut tally = Tally::default();
+        assert_eq!(tally.to_string(), "No test was run");
         tally.count("test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 9 filtered out\n");
         assert!(tally.require_some().is_err());
         tally.count("test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n");
