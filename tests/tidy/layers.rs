@@ -22,10 +22,10 @@ pub const CRATES: [Crate; 2] = [
         folder: "runtime/src",
         layers: &[
             &["shape", "dtype", "host", "error"],
-            &["device", "buffer", "caps", "kernel", "profile"],
+            &["buffer", "caps", "counters", "device", "kernel", "profile", "store"],
             &["op", "case", "ops"],
             &["graph", "autodiff", "plan", "session"],
-            &["check"],
+            &["interpret", "inspect", "check"],
         ],
     },
     Crate {
