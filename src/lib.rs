@@ -1,5 +1,9 @@
 //! Face recognition training with empirical prototype learning, on any GPU that wgpu reaches.
 
+pub mod config;
 pub mod error;
+pub mod head;
+pub mod report;
+pub mod train;
 
 pub use error::{Error, Result};
