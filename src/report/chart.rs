@@ -26,12 +26,25 @@ pub(super) struct Axis {
     pub(super) ends: Option<(f64, f64)>,
     /// What is possible at all, for example 0 to 100 %; margins do not go beyond.
     pub(super) possible: (f64, f64),
+    /// Whether its values are counts, so that only whole numbers make sense as ticks.
+    pub(super) whole: bool,
 }
 
 impl Axis {
     /// A linear axis over the values of the series.
     pub(super) fn linear(title: &'static str) -> Self {
-        Self { title, spacing: Spacing::Linear, ends: None, possible: (f64::NEG_INFINITY, f64::INFINITY) }
+        Self {
+            title,
+            spacing: Spacing::Linear,
+            ends: None,
+            possible: (f64::NEG_INFINITY, f64::INFINITY),
+            whole: false,
+        }
+    }
+
+    /// A linear axis over counts: steps, epochs.
+    pub(super) fn count(title: &'static str) -> Self {
+        Self { whole: true, ..Self::linear(title) }
     }
 
     /// The same, with limits that the axis does not pass.
@@ -44,7 +57,9 @@ impl Axis {
             Some((low, high)) => Some(Scale::fixed(self.spacing, low, high)),
             None => {
                 let (low, high) = self.possible;
-                Scale::of(self.spacing, values, margin).map(|scale| scale.within(low, high))
+                Scale::of(self.spacing, values, margin)
+                    .map(|scale| scale.within(low, high))
+                    .map(|scale| if self.whole { scale.whole() } else { scale })
             }
         }
     }
@@ -141,7 +156,7 @@ impl Chart {
                         // A touch screen has no pointer to hover with.
                         div.narrow { (self.svg(400.0, x, y, false)) }
                     }
-                    Width::Half => (self.svg(456.0, x, y, true)),
+                    Width::Half => (self.svg(424.0, x, y, true)),
                 }
             }
         }
@@ -182,7 +197,7 @@ impl Chart {
                         text.tick x=(px(x)) y=(px(frame.bottom + 18.0)) text-anchor="middle" { (label) }
                     }
                 }
-                text.axis-title x=(px(frame.left)) y="14" { (self.y.title) }
+                text.axis-title.above x=(px(frame.left)) y="14" { (self.y.title) }
                 text.axis-title x=(px(frame.right)) y=(px(self.height - 6.0)) text-anchor="end" { (self.x.title) }
                 @for series in self.series.iter().rev() {
                     path class=(format!("line {}", series.class())) d=(path(series, &frame)) {}

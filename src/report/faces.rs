@@ -19,8 +19,8 @@ impl Report {
                 p.missing { "No sample faces were recorded." }
             } @else {
                 p.note {
-                    "Each face with the prototypes nearest to its embedding, nearest first, shown by a face of their class. "
-                    "The number is the cosine. The nearest prototype is the right one for "
+                    "Each face, and the prototypes nearest to its embedding: a face of their class and the cosine, nearest first. "
+                    "\u{2713} is the right class, \u{2717} a class that is nearer than the right one. The nearest is right for "
                     (right) " of " (self.faces.len()) "."
                 }
                 div.card { @for row in &self.faces { (face_row(row)) } }
@@ -36,16 +36,26 @@ fn face_row(row: &FaceRow) -> Markup {
                 (picture(&row.face, &row.name))
                 figcaption { span.name title=(row.name) { (row.name) } }
             }
-            div.nearest { @for prototype in &row.nearest { (nearest(prototype)) } }
+            div.nearest {
+                @let own = row.nearest.iter().position(|prototype| prototype.right);
+                @for (rank, prototype) in row.nearest.iter().enumerate() {
+                    (nearest(prototype, own.is_none_or(|own| rank < own)))
+                }
+            }
         }
     }
 }
 
-fn nearest(prototype: &NearestPrototype) -> Markup {
-    let (class, mark, word) =
-        if prototype.right { ("right", "\u{2713}", "right") } else { ("wrong", "\u{2717}", "wrong") };
+/// One prototype. Another class is an error only where it is nearer than the right one.
+fn nearest(prototype: &NearestPrototype, nearer_than_right: bool) -> Markup {
+    let (class, mark, word) = match (prototype.right, nearer_than_right) {
+        (true, _) => ("right", "\u{2713} ", "the right class"),
+        (false, true) => ("wrong", "\u{2717} ", "another class, nearer than the right one"),
+        (false, false) => ("other", "", "another class"),
+    };
     let cosine = if prototype.cosine.is_finite() {
-        format!("{:.2}", prototype.cosine).replace('-', "\u{2212}")
+        // Rounded before it is formatted, or -0.004 would be minus zero.
+        format!("{:.2}", (prototype.cosine * 100.0).round() / 100.0 + 0.0).replace('-', "\u{2212}")
     } else {
         "not finite".to_owned()
     };
@@ -53,7 +63,7 @@ fn nearest(prototype: &NearestPrototype) -> Markup {
         figure class=(format!("face {class}")) {
             (picture(&prototype.exemplar, &prototype.name))
             figcaption {
-                span.score title=(format!("{word}, cosine {cosine}")) { (mark) " " (cosine) }
+                span.score title=(format!("{word}; cosine {cosine}")) { (mark) (cosine) }
                 span.name title=(prototype.name) { (prototype.name) }
             }
         }
@@ -110,10 +120,14 @@ mod tests {
         };
         let report = Report { faces: vec![row(true), row(true), row(false)], ..Report::default() };
         let html = report.sample_faces().0;
-        assert!(html.contains("the right one for 2 of 3."), "{html}");
-        assert_eq!(html.matches("\u{2713} ").count(), 3);
-        assert_eq!(html.matches("\u{2717} ").count(), 6);
-        assert!(html.contains("\u{2713} 0.71") && html.contains("\u{2717} \u{2212}0.10"));
+        assert!(html.contains("The nearest is right for 2 of 3."), "{html}");
+        assert_eq!(html.matches("\u{2713} ").count(), 3 + 1, "one a row, and the legend");
+        assert_eq!(html.matches("\u{2717} ").count(), 1 + 1, "one mistake, and its legend");
+        assert!(
+            html.contains("\u{2713} 0.71")
+                && html.contains("\u{2717} 0.71")
+                && html.contains(">\u{2212}0.10<")
+        );
         assert!(!html.contains("NaN"));
     }
 }

@@ -15,6 +15,8 @@ pub(super) struct Scale {
     spacing: Spacing,
     low: f64,
     high: f64,
+    /// The least distance of two ticks: 1 where values are counts.
+    least_step: f64,
 }
 
 impl Scale {
@@ -39,14 +41,14 @@ impl Scale {
             if low == 0.0 { 0.5 } else { low.abs() * 0.1 }
         };
         let (low, high) = ((low - margin).max(-1e300), (high + margin).min(1e300));
-        Some(Self { spacing, low, high })
+        Some(Self { spacing, low, high, least_step: 0.0 })
     }
 
     /// The axis from `low` to `high`, which must differ.
     pub(super) fn fixed(spacing: Spacing, low: f64, high: f64) -> Self {
         match spacing {
-            Spacing::Linear => Self { spacing, low, high },
-            Spacing::Log => Self { spacing, low: low.log10(), high: high.log10() },
+            Spacing::Linear => Self { spacing, low, high, least_step: 0.0 },
+            Spacing::Log => Self { spacing, low: low.log10(), high: high.log10(), least_step: 0.0 },
         }
     }
 
@@ -57,6 +59,11 @@ impl Scale {
             self.high = self.high.min(high);
         }
         self
+    }
+
+    /// With ticks at whole numbers only.
+    pub(super) fn whole(self) -> Self {
+        Self { least_step: 1.0, ..self }
     }
 
     /// Position of a value: 0 at the low end, 1 at the high end. `None` where it cannot be shown at all.
@@ -73,7 +80,7 @@ impl Scale {
     /// About `count` round values within the domain.
     pub(super) fn ticks(&self, count: usize) -> Vec<f64> {
         match self.spacing {
-            Spacing::Linear => linear_ticks(self.low, self.high, count),
+            Spacing::Linear => linear_ticks(self.low, self.high, self.step(count), count),
             Spacing::Log => log_ticks(self.low, self.high),
         }
     }
@@ -81,7 +88,7 @@ impl Scale {
     /// A tick's label. Its decimals are those that tell the ticks apart.
     pub(super) fn label(&self, value: f64, count: usize) -> String {
         match self.spacing {
-            Spacing::Linear => fixed(value, decimals(step(self.low, self.high, count))),
+            Spacing::Linear => fixed(value, decimals(self.step(count))),
             // Over many decades the exponent is what matters; over few the number is easier to read.
             Spacing::Log if self.high - self.low > 3.5 && value != 1.0 => {
                 format!("10{}", superscript(&format!("{:.0}", value.log10())))
@@ -89,18 +96,18 @@ impl Scale {
             Spacing::Log => number(value),
         }
     }
+
+    /// The round step (1, 2 or 5 times a power of ten) that cuts the domain into at most about `count` parts.
+    fn step(&self, count: usize) -> f64 {
+        let rough = (self.high / 2.0 - self.low / 2.0) / count.max(1) as f64 * 2.0;
+        let power = 10_f64.powf(rough.log10().floor());
+        let factor =
+            [1.0, 2.0, 5.0].into_iter().find(|factor| factor * power >= rough * 0.999).unwrap_or(10.0);
+        (factor * power).max(self.least_step)
+    }
 }
 
-/// The round step (1, 2 or 5 times a power of ten) that cuts the domain into at most about `count` parts.
-fn step(low: f64, high: f64, count: usize) -> f64 {
-    let rough = (high / 2.0 - low / 2.0) / count.max(1) as f64 * 2.0;
-    let power = 10_f64.powf(rough.log10().floor());
-    let factor = [1.0, 2.0, 5.0].into_iter().find(|factor| factor * power >= rough * 0.999).unwrap_or(10.0);
-    factor * power
-}
-
-fn linear_ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
-    let step = step(low, high, count);
+fn linear_ticks(low: f64, high: f64, step: f64, count: usize) -> Vec<f64> {
     let first = (low / step - 1e-6).ceil();
     let last = (high / step + 1e-6).floor();
     // Near 1e300 neighbouring multiples may be the same number; there is no domain with more ticks than this.
@@ -205,6 +212,8 @@ mod tests {
         let scale = Scale::fixed(Spacing::Linear, 0.951, 1.0);
         let labels: Vec<_> = scale.ticks(5).iter().map(|&tick| scale.label(tick, 5)).collect();
         assert_eq!(labels, ["0.96", "0.97", "0.98", "0.99", "1.00"]);
+        let epochs = Scale::of(Spacing::Linear, [1.0].into_iter(), 0.0).unwrap().whole();
+        assert_eq!((epochs.ticks(5), epochs.label(1.0, 5)), (vec![1.0], "1".to_owned()));
         assert_eq!(Scale::fixed(Spacing::Linear, -1.0, 1.0).label(-0.5, 5), "\u{2212}0.5");
     }
 

@@ -6,6 +6,9 @@ use super::chart::{Axis, Chart, Series, Width};
 use super::scale::{Spacing, number, percent};
 use super::{EvalPoint, PrototypePoint, Report, StepPoint};
 
+/// A run with fewer points than this is drawn as it is.
+const SMOOTHED_FROM: usize = 100;
+
 impl Report {
     /// The figures that one looks for first.
     pub(super) fn tiles(&self) -> Markup {
@@ -22,13 +25,13 @@ impl Report {
         let last = last_evaluations(&self.evals);
         html! {
             div.tiles {
-                @if let Some(loss) = loss { (tile("Final loss", &number(loss), "smoothed")) }
+                @if let Some(loss) = loss { (tile("Final loss", &number(loss), if losses.len() < SMOOTHED_FROM { "last logged step" } else { "smoothed" })) }
                 @for point in last.iter().take(4) {
                     (tile(&format!("Accuracy, {}", point.set), &percent(point.accuracy),
-                        &format!("\u{b1} {} over the folds", percent(point.accuracy_std))))
+                        &format!("\u{b1} {} over folds", percent(point.accuracy_std))))
                 }
                 @if let Some(&speed) = speeds.get(speeds.len() / 2) {
-                    (tile("Throughput", &number(speed), "images a second, median"))
+                    (tile("Throughput", &number(speed), "images a second"))
                 }
             }
         }
@@ -60,15 +63,10 @@ impl Report {
 
     fn loss_chart(&self) -> Chart {
         let raw: Vec<(f64, f64)> = self.steps.iter().map(|point| (point.step as f64, point.loss)).collect();
-        let smooth = smoothed(&raw);
-        let series = if smooth == raw {
-            vec![Series::line("loss", 0, raw)]
-        } else {
-            vec![Series::line("smoothed", 0, smooth), Series { faint: true, ..Series::line("loss", 0, raw) }]
-        };
+        let series = with_smoothed("loss", 0, raw);
         Chart {
             title: "Loss".to_owned(),
-            x: Axis::linear("step"),
+            x: Axis::count("step"),
             y: Axis::linear("loss"),
             height: 320.0,
             series,
@@ -86,7 +84,7 @@ impl Report {
         let spacing = if stepped && rates.len() > 1 { Spacing::Log } else { Spacing::Linear };
         Chart {
             title: "Learning rate".to_owned(),
-            x: Axis::linear("step"),
+            x: Axis::count("step"),
             y: Axis { spacing, ..Axis::linear("learning rate").possible(0.0, f64::INFINITY) },
             height: 170.0,
             series: vec![Series { stepped, ..Series::line("rate", 1, points) }],
@@ -106,10 +104,10 @@ impl Report {
         let measured = points.iter().any(|point| point.1.is_finite());
         let chart = Chart {
             title: title.to_owned(),
-            x: Axis::linear("step"),
+            x: Axis::count("step"),
             y: Axis::linear(unit).possible(0.0, f64::INFINITY),
             height: 230.0,
-            series: vec![Series::line(title.to_lowercase(), colour, points)],
+            series: with_smoothed(&title.to_lowercase(), colour, points),
         };
         html! { @if measured { div.card { h3 { (title) } (chart.render(Width::Half)) } } }
     }
@@ -150,7 +148,7 @@ impl Report {
             .collect();
         Chart {
             title: "Accuracy".to_owned(),
-            x: Axis::linear("epoch"),
+            x: Axis::count("epoch"),
             y: Axis::linear("accuracy, %").possible(0.0, 100.0),
             height: 300.0,
             series,
@@ -189,7 +187,7 @@ impl Report {
         };
         let cosines = Chart {
             title: "Cosines and adaptive margin".to_owned(),
-            x: Axis::linear("epoch"),
+            x: Axis::count("epoch"),
             y: Axis::linear("cosine").possible(-1.0, 1.0),
             height: 280.0,
             series: vec![
@@ -200,7 +198,7 @@ impl Report {
         };
         let angle = Chart {
             title: "Angle between W and Q".to_owned(),
-            x: Axis::linear("epoch"),
+            x: Axis::count("epoch"),
             y: Axis::linear("degrees").possible(0.0, 180.0),
             height: 280.0,
             series: vec![series("angle", 3, |point| point.angle_degrees)],
@@ -271,22 +269,30 @@ fn last_evaluations(evals: &[EvalPoint]) -> Vec<&EvalPoint> {
     names.into_iter().filter_map(|name| evals.iter().rfind(|point| point.set == name)).collect()
 }
 
-/// Exponential moving average over about a thirtieth of the points, corrected for its start at zero (as Adam's
-/// moments are). What is not finite is passed over, and stays a gap.
+/// Centred moving average over about a fiftieth of the points, which unlike an exponential one does not lag behind.
+/// Values that are not finite are passed over, and stay gaps. Short runs are returned as they are.
 fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let keep = 1.0 - 1.0 / (points.len() as f64 / 30.0).max(1.0);
-    let (mut mean, mut weight) = (0.0, 0.0);
-    points
-        .iter()
-        .map(|&(x, value)| {
-            if !value.is_finite() {
-                return (x, value);
-            }
-            mean = keep * mean + (1.0 - keep) * value;
-            weight = keep * weight + (1.0 - keep);
-            (x, mean / weight)
-        })
-        .collect()
+    let reach = points.len() / SMOOTHED_FROM;
+    let mean = |index: usize| {
+        let window =
+            points.get(index.saturating_sub(reach)..points.len().min(index + reach + 1)).unwrap_or_default();
+        let finite = || window.iter().map(|point| point.1).filter(|value| value.is_finite());
+        // Divided first: a sum of huge values need not be finite.
+        let count = finite().count() as f64;
+        finite().map(|value| value / count).sum::<f64>()
+    };
+    let smooth =
+        |(index, &(x, value)): (usize, &(f64, f64))| (x, if value.is_finite() { mean(index) } else { value });
+    if reach == 0 { points.to_vec() } else { points.iter().enumerate().map(smooth).collect() }
+}
+
+/// The smoothed line with the raw one behind it, or the raw one alone where smoothing changes nothing.
+fn with_smoothed(name: &str, colour: usize, raw: Vec<(f64, f64)>) -> Vec<Series> {
+    if raw.len() < SMOOTHED_FROM {
+        return vec![Series::line(name, colour, raw)];
+    }
+    let smooth = Series::line("smoothed", colour, smoothed(&raw));
+    vec![smooth, Series { faint: true, ..Series::line(name, colour, raw) }]
 }
 
 #[cfg(test)]
@@ -299,8 +305,10 @@ mod tests {
         assert!(smoothed(&constant).iter().all(|point| (point.1 - 2.5).abs() < 1e-12));
         let short: Vec<_> = (0..30).map(|step| (f64::from(step), f64::from(step % 3))).collect();
         assert_eq!(smoothed(&short), short);
-        let noisy: Vec<_> = (0..600).map(|step| (f64::from(step), f64::from(step % 2))).collect();
-        assert!(smoothed(&noisy).iter().skip(100).all(|point| (point.1 - 0.5).abs() < 0.03));
+        let noisy: Vec<_> = (0..3000).map(|step| (f64::from(step), f64::from(step % 2))).collect();
+        assert!(smoothed(&noisy).iter().all(|point| (point.1 - 0.5).abs() < 0.02));
+        let falling: Vec<_> = (0..600).map(|step| (f64::from(step), -f64::from(step))).collect();
+        assert!((smoothed(&falling)[300].1 + 300.0).abs() < 1e-9, "no lag");
     }
 
     #[test]
