@@ -11,9 +11,15 @@ macro_rules! shaders {
 }
 
 shaders! {
+    "epl_update",
+    "gather_target",
+    "margin_loss",
+    "margin_loss_grad",
     "prelu",
     "prelu_grad",
     "sum_rows",
+    "uniface_loss",
+    "uniface_loss_grad",
 }
 
 /// The source of the shader called `name`, or `None` if there is none.
