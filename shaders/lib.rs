@@ -11,7 +11,9 @@ macro_rules! shaders {
 }
 
 shaders! {
+    "add",
     "epl_update",
+    "fill",
     "gather_target",
     "margin_loss",
     "margin_loss_grad",
@@ -26,4 +28,18 @@ shaders! {
 pub fn source(name: &str) -> Option<&'static str> {
     let index = SHADERS.binary_search_by(|(key, _)| (*key).cmp(name)).ok()?;
     SHADERS.get(index).map(|(_, source)| *source)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_sorted_and_every_shader_is_found() {
+        assert!(SHADERS.windows(2).all(|pair| pair[0].0 < pair[1].0), "sort the table by name");
+        for (name, text) in SHADERS {
+            assert_eq!(source(name), Some(*text), "{name}");
+        }
+        assert_eq!(source("no such shader"), None);
+    }
 }
