@@ -2,6 +2,8 @@
 //! references with the shader checks on and off, gradients against finite differences.
 //! `EPL_OPS=name,name` limits the run to some ops.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 use epl::head::REGISTRY;
 use epl_runtime::case::{Case, OpEntry};
 use epl_runtime::check::{Deviation, check_kernel, run_case, run_gradient, select};
