@@ -5,6 +5,7 @@ use crate::case::OpEntry;
 pub mod add;
 pub mod fill;
 pub mod prelu;
+pub mod reshape;
 pub mod sum_rows;
 
 /// Every op of the runtime, sorted by name.
