@@ -12,10 +12,16 @@ macro_rules! shaders {
 
 shaders! {
     "add",
+    "epl_update",
     "fill",
+    "gather_target",
+    "margin_loss",
+    "margin_loss_grad",
     "prelu",
     "prelu_grad",
     "sum_rows",
+    "uniface_loss",
+    "uniface_loss_grad",
 }
 
 /// The source of the shader called `name`, or `None` if there is none.

@@ -1,5 +1,25 @@
 //! The heads: what turns a batch of embeddings into a loss (margin losses, with or without EPL).
+//!
+//! The ops are written against the runtime's public op trait, as ops of any other crate would be. [`head_loss`]
+//! records a whole head.
 
+pub mod epl_update;
+pub mod gather_target;
+pub mod margin_loss;
+mod rows;
 mod settings;
+pub mod uniface_loss;
+
+use epl_runtime::case::OpEntry;
 
 pub use settings::{ArcMode, Duplicates, EplSettings, EplUpdate, HeadKind, HeadSettings};
+
+/// Every op of the heads, sorted by name.
+pub const REGISTRY: &[OpEntry] = &[
+    epl_update::ENTRY,
+    gather_target::ENTRY,
+    margin_loss::ENTRY,
+    margin_loss::GRAD_ENTRY,
+    uniface_loss::ENTRY,
+    uniface_loss::GRAD_ENTRY,
+];
