@@ -11,6 +11,7 @@ macro_rules! shaders {
 }
 
 shaders! {
+    "add",
     "batch_norm",
     "batch_norm_combine",
     "batch_norm_eval",
@@ -22,6 +23,7 @@ shaders! {
     "check_finite_finish",
     "clamp_min",
     "clip_factor",
+    "fill",
     "grad_norm",
     "grad_norm_finish",
     "image_input",
@@ -36,4 +38,18 @@ shaders! {
 pub fn source(name: &str) -> Option<&'static str> {
     let index = SHADERS.binary_search_by(|(key, _)| (*key).cmp(name)).ok()?;
     SHADERS.get(index).map(|(_, source)| *source)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_sorted_and_every_shader_is_found() {
+        assert!(SHADERS.windows(2).all(|pair| pair[0].0 < pair[1].0), "sort the table by name");
+        for (name, text) in SHADERS {
+            assert_eq!(source(name), Some(*text), "{name}");
+        }
+        assert_eq!(source("no such shader"), None);
+    }
 }

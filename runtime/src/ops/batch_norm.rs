@@ -317,6 +317,8 @@ fn cases() -> Vec<Case> {
         case("two rows", &[2, 5], 0.5).differentiate(&[0, 1, 2]),
         case("vectors, odd sizes", &[17, 7], 0.5).differentiate(&[0, 1, 2]),
         case("images, odd sizes", &[2, 3, 5, 9], -0.5).differentiate(&[0, 1, 2]),
+        case("frozen weight", &[11, 5], 0.5).differentiate(&[0, 2]),
+        case("bias alone", &[11, 5], 0.5).differentiate(&[2]),
         case("one channel", &[1031, 1], 1.0),
         case("a tile and one", &[129, 65], 0.0),
         case("many splits", &[2, 47, 61, 3], 2.0),
