@@ -220,12 +220,20 @@ impl Record for Graph {
                 ));
             }
         }
+        let shared = match inputs.first() {
+            Some(&input) if op.aliases_input() => {
+                let (base, offset) = self.root(input);
+                Some(Storage::View { base, offset })
+            }
+            _ => None,
+        };
         let outputs: Vec<TensorId> = descs
             .into_iter()
             .enumerate()
             .map(|(index, desc)| {
                 let name = format!("{}#{}.{index}", op.name(), self.nodes.len());
-                self.add(name, desc, Storage::Transient)
+                let storage = shared.clone().filter(|_| index == 0).unwrap_or(Storage::Transient);
+                self.add(name, desc, storage)
             })
             .collect();
         self.nodes.push(Node {

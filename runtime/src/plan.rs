@@ -118,7 +118,9 @@ impl Plan {
             )?;
             for &id in &node.outputs {
                 let (root, _) = graph.root(id);
-                if graph.tensor(root).storage == Storage::Transient {
+                let transient = graph.tensor(root).storage == Storage::Transient;
+                // An alias of a tensor that lives already does not live twice.
+                if transient && lifetime_of[root.0 as usize].is_none() {
                     lifetime_of[root.0 as usize] = Some(lifetimes.len());
                     let bytes = graph.tensor(root).desc.bytes();
                     lifetimes.push(Lifetime {
@@ -194,12 +196,8 @@ impl Plan {
                 places[id.0 as usize] = match places[base.0 as usize] {
                     Some(Place::Input { offset: first }) => Some(Place::Input { offset: first + offset }),
                     Some(Place::Persistent { tensor, .. }) => Some(Place::Persistent { tensor, offset }),
-                    _ => {
-                        return Err(Error::graph(
-                            format!("{} is a view of a transient tensor", tensor.name),
-                            "view an input or a persistent tensor",
-                        ));
-                    }
+                    // Views of transients are aliases, and start where their base does.
+                    slot => slot,
                 };
             }
         }

@@ -7,7 +7,7 @@
 //!
 //! The statistics are those of `x` less the channel's first row, by Welford's method in two stages: exact to rounding
 //! however far the mean is from 0. What remains is the rounding of the mean itself to f32.
-//! The gradient is in [`batch_norm_grad`], evaluation with running statistics in [`batch_norm_eval`](super::batch_norm_eval).
+//! The gradient is in [`batch_norm_grad`](super::batch_norm_grad), evaluation with running statistics in [`batch_norm_eval`](super::batch_norm_eval).
 
 use crate::case::{Case, OpEntry, constant, normal, uniform};
 use crate::host::{Array, HostTensor};
@@ -333,4 +333,22 @@ fn cases() -> Vec<Case> {
         case("perf", &[32, 28, 28, 128], 0.1).perf(),
         case("perf, wide", &[64, 7, 7, 512], 0.1).perf(),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_value_a_channel_is_refused() {
+        let op = BatchNorm { eps: 1e-5, momentum: 0.1 };
+        let vector = TensorDesc::f32([3]);
+        let infer = |rows: usize| {
+            let vectors = vec![vector.clone(); 4];
+            op.infer(&[vec![TensorDesc::f32([rows, 3])], vectors].concat())
+        };
+        assert!(infer(2).is_ok());
+        let error = infer(1).unwrap_err().to_string();
+        assert!(error.contains("one value a channel"), "{error}");
+    }
 }

@@ -13,6 +13,7 @@ pub mod fill;
 pub mod grad_norm;
 pub mod image_input;
 pub mod prelu;
+pub mod reshape;
 pub mod sgd;
 pub mod sum_rows;
 

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use crate::case::{Case, OpEntry, floats, normal};
+use crate::case::{Case, OpEntry, constant, floats, normal};
 use crate::host::Array;
 use crate::kernel::{Kernel, ParamBlock, read, write};
 use crate::op::{Bound, Cost, Lowering, Op, Operand, Record, TensorId};
@@ -180,6 +180,7 @@ fn cases() -> Vec<Case> {
         Case::new(label, op, inputs)
     };
     let usual = Sgd { momentum: 0.9, weight_decay: 5e-4 };
+    let flat = constant([4 << 20], 0.1);
     vec![
         case("one element", 1, None, usual),
         case("tail alone", 63, Some(0.25), usual),
@@ -187,7 +188,7 @@ fn cases() -> Vec<Case> {
         case("vectors and tail, scaled", 4097, Some(0.125), usual),
         case("vectors alone", 1028, Some(1.0), usual),
         case("no momentum, no decay", 333, None, Sgd { momentum: 0.0, weight_decay: 0.0 }),
-        case("perf", 4 << 20, Some(0.5), usual).perf(),
+        Case::new("perf", usual, vec![flat.clone(), flat.clone(), flat, floats(&[0.05])]).perf(),
     ]
 }
 
