@@ -12,9 +12,25 @@ macro_rules! shaders {
 
 shaders! {
     "add",
+    "batch_norm",
+    "batch_norm_combine",
+    "batch_norm_eval",
+    "batch_norm_eval_grad",
+    "batch_norm_grad_input",
+    "batch_norm_grad_weight",
+    "batch_norm_stats",
+    "check_finite",
+    "check_finite_finish",
+    "clamp_min",
+    "clip_factor",
     "fill",
+    "grad_norm",
+    "grad_norm_finish",
+    "image_input",
     "prelu",
     "prelu_grad",
+    "sgd",
+    "sgd_tail",
     "sum_rows",
 }
 
