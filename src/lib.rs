@@ -1,6 +1,13 @@
 //! Face recognition training with empirical prototype learning, on any GPU that wgpu reaches.
+//!
+//! Layers, lowest first; a lower one never names a higher one: [`nn`], [`head`], [`data`], [`eval`],
+//! [`interchange`], [`config`] and [`report`], [`train`], and the command line.
 
+pub mod config;
 pub mod data;
 pub mod error;
+pub mod head;
+pub mod report;
+pub mod train;
 
 pub use error::{Error, Result};
