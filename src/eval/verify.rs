@@ -380,6 +380,20 @@ mod tests {
     }
 
     #[test]
+    fn a_far_that_is_met_on_a_plateau_takes_the_plateaus_end() {
+        let counts = |false_accepts: Vec<u32>| Counts {
+            true_accepts: vec![0; false_accepts.len()],
+            false_accepts,
+            same: 0,
+            different: 1000,
+        };
+        assert_eq!(threshold_at_far(&counts(vec![0, 0, 1, 1, 1, 3, 9])), 4.0 * TAR_STEP);
+        assert_eq!(threshold_at_far(&counts(vec![0, 0, 1, 1])), 3.0 * TAR_STEP);
+        assert!((threshold_at_far(&counts(vec![0, 0, 0, 4, 4])) - 2.25 * TAR_STEP).abs() < 1e-15);
+        assert_eq!(threshold_at_far(&counts(vec![0, 0, 0])), 0.0);
+    }
+
+    #[test]
     fn equal_distances_are_one_point_of_the_curve() {
         let issame: Vec<bool> = (0..20).map(|index| index % 2 == 0).collect();
         let report = verify("x", &pairs_at(&[1.0; 20]), 2, &issame).unwrap();
