@@ -44,7 +44,10 @@ pub struct Convert {
 
 impl Convert {
     pub fn error(&self) -> Error {
-        absent("convert", "weights are read from .safetensors; in Python, safetensors.torch.save_file writes it")
+        absent(
+            "convert",
+            "weights are read from .safetensors; in Python, safetensors.torch.save_file writes it",
+        )
     }
 }
 

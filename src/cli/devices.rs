@@ -154,7 +154,9 @@ impl Display for Adapter {
         )?;
         line(
             "subgroups",
-            self.features.subgroups.map_or("no".to_owned(), |[min, max]| format!("{min} to {max} invocations")),
+            self.features
+                .subgroups
+                .map_or("no".to_owned(), |[min, max]| format!("{min} to {max} invocations")),
         )?;
         line("16-bit floats", yes_no(self.features.shader_f16))?;
         line(

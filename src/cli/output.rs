@@ -89,7 +89,11 @@ impl Display for Table {
         let lines = || std::iter::once(&titles).chain(&self.rows);
         let widths: Vec<usize> = (0..self.columns.len())
             .map(|column| {
-                lines().filter_map(|cells| cells.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+                lines()
+                    .filter_map(|cells| cells.get(column))
+                    .map(|cell| cell.chars().count())
+                    .max()
+                    .unwrap_or(0)
             })
             .collect();
         for cells in lines() {
@@ -140,9 +144,6 @@ mod tests {
         let mut table = Table::new(&[("op", Align::Left), ("cases", Align::Right)]);
         table.row(["add".to_owned(), "4".to_owned()]);
         table.row(["prelu_grad".to_owned(), "12345678".to_owned()]);
-        assert_eq!(
-            table.to_string(),
-            "op             cases\nadd                4\nprelu_grad  12345678\n"
-        );
+        assert_eq!(table.to_string(), "op             cases\nadd                4\nprelu_grad  12345678\n");
     }
 }
