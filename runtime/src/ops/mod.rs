@@ -9,6 +9,11 @@ pub mod batch_norm_grad;
 pub mod check_finite;
 pub mod clamp_min;
 pub mod clip_factor;
+pub mod conv2d;
+mod conv2d_cases;
+pub mod conv2d_grad_input;
+pub mod conv2d_grad_weight;
+pub mod convolution;
 pub mod fill;
 pub mod grad_norm;
 pub mod image_input;
@@ -28,6 +33,9 @@ pub const REGISTRY: &[OpEntry] = &[
     check_finite::ENTRY,
     clamp_min::ENTRY,
     clip_factor::ENTRY,
+    conv2d::ENTRY,
+    conv2d_grad_input::ENTRY,
+    conv2d_grad_weight::ENTRY,
     fill::ENTRY,
     grad_norm::ENTRY,
     image_input::ENTRY,
