@@ -1,6 +1,6 @@
 //! Face recognition training with empirical prototype learning, on any GPU that wgpu reaches.
 //!
-//! Layers, lowest first; a lower one never names a higher one: [`head`]; [`data`], 
+//! Layers, lowest first; a lower one never names a higher one: [`head`]; [`data`],
 //! [`config`]; [`eval`]; [`report`]; [`train`]; and the command line.
 
 pub mod config;
