@@ -34,12 +34,16 @@ shaders! {
     "conv2d_pad",
     "conv2d_subgroup",
     "dropout",
+    "epl_update",
     "fill",
+    "gather_target",
     "grad_norm",
     "grad_norm_finish",
     "image_input",
     "l2_normalize",
     "l2_normalize_grad",
+    "margin_loss",
+    "margin_loss_grad",
     "matmul",
     "matmul_large",
     "matmul_register",
@@ -52,6 +56,8 @@ shaders! {
     "sgd_tail",
     "sum_all",
     "sum_rows",
+    "uniface_loss",
+    "uniface_loss_grad",
 }
 
 /// The source of the shader called `name`, or `None` if there is none.
