@@ -11,6 +11,11 @@ macro_rules! shaders {
 }
 
 shaders! {
+    "matmul",
+    "matmul_large",
+    "matmul_register",
+    "matmul_scalar",
+    "matmul_subgroup",
     "prelu",
     "prelu_grad",
     "sum_rows",

@@ -2,8 +2,9 @@
 
 use crate::case::OpEntry;
 
+pub mod matmul;
 pub mod prelu;
 pub mod sum_rows;
 
 /// Every op of the runtime, sorted by name.
-pub const REGISTRY: &[OpEntry] = &[prelu::ENTRY, prelu::GRAD_ENTRY, sum_rows::ENTRY];
+pub const REGISTRY: &[OpEntry] = &[matmul::ENTRY, prelu::ENTRY, prelu::GRAD_ENTRY, sum_rows::ENTRY];
