@@ -11,6 +11,12 @@ macro_rules! shaders {
 }
 
 shaders! {
+    "add",
+    "broadcast_scalar",
+    "dropout",
+    "fill",
+    "l2_normalize",
+    "l2_normalize_grad",
     "matmul",
     "matmul_large",
     "matmul_register",
@@ -18,6 +24,8 @@ shaders! {
     "matmul_subgroup",
     "prelu",
     "prelu_grad",
+    "scale",
+    "sum_all",
     "sum_rows",
 }
 
@@ -25,4 +33,18 @@ shaders! {
 pub fn source(name: &str) -> Option<&'static str> {
     let index = SHADERS.binary_search_by(|(key, _)| (*key).cmp(name)).ok()?;
     SHADERS.get(index).map(|(_, source)| *source)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_sorted_and_every_shader_is_found() {
+        assert!(SHADERS.windows(2).all(|pair| pair[0].0 < pair[1].0), "sort the table by name");
+        for (name, text) in SHADERS {
+            assert_eq!(source(name), Some(*text), "{name}");
+        }
+        assert_eq!(source("no such shader"), None);
+    }
 }

@@ -1,5 +1,5 @@
-// C = op(A) op(B) (+ bias) in 64 x 64 tiles held in workgroup memory, 4 x 4 elements an invocation. The contiguous
-// extents of A and B are multiples of 4. 16 KiB of workgroup memory.
+// C = op(A) op(B) (+ bias) in 64 x 64 tiles held in workgroup memory, 4 x 4 elements an invocation. The
+// contiguous extents of A and B are multiples of 4. 16 KiB of workgroup memory.
 // Slab z = split * batch + image of c is the product number `image` over the terms of `split`; slabs are added
 // afterwards, in order. The grid walks the tiles of one slab after another, folded into two dimensions.
 
@@ -28,8 +28,8 @@ const TILE: u32 = 64u;
 const TILE_K: u32 = 32u;
 const QUADS: u32 = TILE / 4u;
 
-// [k][quad of rows or columns], the quads of a row permuted by an exclusive or with k / 4: stores of a block read
-// along k would otherwise all fall into the same banks.
+// [k][quad of rows or columns], the quads permuted by an exclusive or with k / 4: the stores of a block that was
+// read along k would otherwise all fall into the same banks.
 var<workgroup> tile_a: array<vec4<f32>, 512>;
 var<workgroup> tile_b: array<vec4<f32>, 512>;
 
@@ -47,8 +47,8 @@ fn quad_b(at: u32, inside: bool) -> vec4<f32> {
     return vec4(0.0);
 }
 
-// op(A) at `row..row + 4`, `k..k + 4`, a column of the matrix for each k. Zero from `last` on in k; rows past the edge
-// repeat the last ones, and what they yield is not stored.
+// op(A) at `row..row + 4`, `k..k + 4`, a column of the matrix for each k. Zero from `last` on in k; rows past the
+// edge repeat the last ones, and what they yield is not stored.
 fn load_a(base: u32, row: u32, k: u32, last: u32) -> mat4x4<f32> {
     if TRANSPOSE_A {
         let at = base + k * params.m + min(row, params.m - 4u);
@@ -62,7 +62,13 @@ fn load_a(base: u32, row: u32, k: u32, last: u32) -> mat4x4<f32> {
     let rows = min(vec4(row) + vec4(0u, 1u, 2u, 3u), vec4(params.m - 1u));
     let at = vec4(base + k) + rows * params.k;
     let inside = k < last;
-    return transpose(mat4x4(quad_a(at.x, inside), quad_a(at.y, inside), quad_a(at.z, inside), quad_a(at.w, inside)));
+    let block = mat4x4(
+        quad_a(at.x, inside),
+        quad_a(at.y, inside),
+        quad_a(at.z, inside),
+        quad_a(at.w, inside),
+    );
+    return transpose(block);
 }
 
 // op(B) at `k..k + 4`, `column..column + 4`, a column of the matrix for each k; see load_a.
@@ -79,7 +85,13 @@ fn load_b(base: u32, column: u32, k: u32, last: u32) -> mat4x4<f32> {
     let columns = min(vec4(column) + vec4(0u, 1u, 2u, 3u), vec4(params.n - 1u));
     let at = vec4(base + k) + columns * params.k;
     let inside = k < last;
-    return transpose(mat4x4(quad_b(at.x, inside), quad_b(at.y, inside), quad_b(at.z, inside), quad_b(at.w, inside)));
+    let block = mat4x4(
+        quad_b(at.x, inside),
+        quad_b(at.y, inside),
+        quad_b(at.z, inside),
+        quad_b(at.w, inside),
+    );
+    return transpose(block);
 }
 
 fn store_row(slab: u32, row: u32, column: u32, v: vec4<f32>) {

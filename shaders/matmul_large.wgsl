@@ -26,8 +26,8 @@ const TILE: u32 = 128u;
 const TILE_K: u32 = 16u;
 const QUADS: u32 = TILE / 4u;
 
-// [k][quad of rows or columns], the quads of a row permuted by an exclusive or with k / 4 * 2: stores of a block read
-// along k would otherwise all fall into the same banks.
+// [k][quad of rows or columns], the quads permuted by an exclusive or with k / 4 * 2: the stores of a block that
+// was read along k would otherwise all fall into the same banks.
 var<workgroup> tile_a: array<vec4<f32>, 512>;
 var<workgroup> tile_b: array<vec4<f32>, 512>;
 
@@ -60,8 +60,8 @@ fn quad_b(at: u32, inside: bool) -> vec4<f32> {
     return vec4(0.0);
 }
 
-// op(A) at `row..row + 4`, `k..k + 4`, a column of the matrix for each k. Zero from `last` on in k; rows past the edge
-// repeat the last ones, and what they yield is not stored.
+// op(A) at `row..row + 4`, `k..k + 4`, a column of the matrix for each k. Zero from `last` on in k; rows past the
+// edge repeat the last ones, and what they yield is not stored.
 fn load_a(base: u32, row: u32, k: u32, last: u32) -> mat4x4<f32> {
     if TRANSPOSE_A {
         let at = base + k * params.m + min(row, params.m - 4u);
@@ -75,7 +75,13 @@ fn load_a(base: u32, row: u32, k: u32, last: u32) -> mat4x4<f32> {
     let rows = min(vec4(row) + vec4(0u, 1u, 2u, 3u), vec4(params.m - 1u));
     let at = vec4(base + k) + rows * params.k;
     let inside = k < last;
-    return transpose(mat4x4(quad_a(at.x, inside), quad_a(at.y, inside), quad_a(at.z, inside), quad_a(at.w, inside)));
+    let block = mat4x4(
+        quad_a(at.x, inside),
+        quad_a(at.y, inside),
+        quad_a(at.z, inside),
+        quad_a(at.w, inside),
+    );
+    return transpose(block);
 }
 
 // op(B) at `k..k + 4`, `column..column + 4`, a column of the matrix for each k; see load_a.
@@ -92,7 +98,13 @@ fn load_b(base: u32, column: u32, k: u32, last: u32) -> mat4x4<f32> {
     let columns = min(vec4(column) + vec4(0u, 1u, 2u, 3u), vec4(params.n - 1u));
     let at = vec4(base + k) + columns * params.k;
     let inside = k < last;
-    return transpose(mat4x4(quad_b(at.x, inside), quad_b(at.y, inside), quad_b(at.z, inside), quad_b(at.w, inside)));
+    let block = mat4x4(
+        quad_b(at.x, inside),
+        quad_b(at.y, inside),
+        quad_b(at.z, inside),
+        quad_b(at.w, inside),
+    );
+    return transpose(block);
 }
 
 fn store_row(slab: u32, row: u32, column: u32, v: vec4<f32>) {

@@ -56,7 +56,8 @@ fn main(
     let a_first = vec4(image * params.a_stride + first * a_step);
     let low = a_first + min(vec4(row0) + vec4(0u, 1u, 2u, 3u), vec4(params.m - 1u)) * a_row;
     let high = a_first + min(vec4(row0) + vec4(4u, 5u, 6u, 7u), vec4(params.m - 1u)) * a_row;
-    var at_b = vec4(image * params.b_stride + first * b_step) + select(columns, columns * params.k, vec4(TRANSPOSE_B));
+    let b_column = select(1u, params.k, TRANSPOSE_B);
+    var at_b = vec4(image * params.b_stride + first * b_step) + columns * b_column;
 
     // Named one by one: an array with an index that is not constant would be kept in memory.
     var s0 = vec4(0.0);

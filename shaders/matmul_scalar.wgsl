@@ -25,8 +25,8 @@ const TILE: u32 = 64u;
 const TILE_K: u32 = 32u;
 const QUADS: u32 = TILE / 4u;
 
-// [k][quad of rows or columns], the quads of a row permuted by an exclusive or with k / 4: stores of a block read
-// along k would otherwise all fall into the same banks.
+// [k][quad of rows or columns], the quads permuted by an exclusive or with k / 4: the stores of a block that was
+// read along k would otherwise all fall into the same banks.
 var<workgroup> tile_a: array<vec4<f32>, 512>;
 var<workgroup> tile_b: array<vec4<f32>, 512>;
 

@@ -23,7 +23,7 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> c: array<f32>;
 
 // The number of lanes, at least 8: every subgroup of the adapter has exactly this size.
-override SUBGROUP: u32 = 8u;
+override LANES: u32 = 8u;
 override TRANSPOSE_A: bool = false;
 override TRANSPOSE_B: bool = false;
 
@@ -50,14 +50,14 @@ fn add_step(sum: ptr<function, array<vec4<f32>, 16>>, u: f32, w: f32, v: vec4<f3
     (*sum)[15] += subgroupBroadcast(w, 7u) * v;
 }
 
-@compute @workgroup_size(SUBGROUP)
+@compute @workgroup_size(LANES)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(subgroup_invocation_id) lane: u32,
 ) {
     let tiles_m = (params.m + ROWS - 1u) / ROWS;
-    let tiles_n = (params.n + 4u * SUBGROUP - 1u) / (4u * SUBGROUP);
+    let tiles_n = (params.n + 4u * LANES - 1u) / (4u * LANES);
     let tile = group.x + group.y * groups.x;
     let slab = tile / (tiles_m * tiles_n);
     if slab >= params.batch * params.splits {
@@ -68,7 +68,7 @@ fn main(
     // The side with fewer tiles goes fastest: its operand stays in the cache, the other is read once.
     let by_row = tiles_m <= tiles_n;
     let row0 = ROWS * select(tile / tiles_n % tiles_m, tile % tiles_m, by_row);
-    let column0 = 4u * SUBGROUP * select(tile % tiles_n, tile / tiles_m % tiles_n, by_row) + 4u * lane;
+    let column0 = 4u * LANES * select(tile % tiles_n, tile / tiles_m % tiles_n, by_row) + 4u * lane;
     let first = split * params.k_per_split;
     let last = min(first + params.k_per_split, params.k);
 

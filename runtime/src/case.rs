@@ -38,6 +38,8 @@ pub struct Case {
     pub differentiate: Vec<usize>,
     /// Step of the central differences. Smaller than the distance to a kink.
     pub epsilon: f64,
+    /// Relative tolerance of the comparison with finite differences, as in [`Tolerance`].
+    pub gradient_tolerance: f64,
     /// Whether the case is meant for measuring speed: realistic sizes, left out of the tests.
     pub perf: bool,
 }
@@ -52,6 +54,7 @@ impl Case {
             tolerance: Tolerance::default(),
             differentiate: Vec::new(),
             epsilon: 1e-4,
+            gradient_tolerance: 1e-5,
             perf: false,
         }
     }
@@ -77,6 +80,12 @@ impl Case {
     /// Sets the step of the finite differences.
     pub fn epsilon(mut self, epsilon: f64) -> Self {
         self.epsilon = epsilon;
+        self
+    }
+
+    /// Sets the tolerance of the comparison with finite differences. The caller gives the reason in a comment.
+    pub fn gradient_tolerance(mut self, relative: f64) -> Self {
+        self.gradient_tolerance = relative;
         self
     }
 

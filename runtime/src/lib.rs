@@ -4,28 +4,44 @@
 //! Layers, lowest first; a lower one never names a higher one:
 //!
 //! - L0 [`shape`], [`dtype`], [`host`], [`error`]: data on the host
-//! - L1 [`caps`], [`kernel`]: the GPU; no ops
+//! - L1 [`caps`], [`counters`], [`device`], [`kernel`], [`store`]: the GPU; no ops
 //! - L2 [`op`], [`case`], [`ops`]: one file an op
-//! - L3: record, differentiate, plan, replay
+//! - L3 [`graph`], [`autodiff`], [`plan`], [`session`]: record, differentiate, plan, replay
+//! - L4 [`interpret`], [`inspect`], [`check`]: references of whole graphs, timings, faults, cases
 
 // The macro `param_block!` names this crate by its outside name, inside as well as outside.
 extern crate self as epl_runtime;
 
 pub use bytemuck;
 
+pub mod autodiff;
 pub mod caps;
 pub mod case;
+pub mod check;
+pub mod counters;
+pub mod device;
 pub mod dtype;
 pub mod error;
+pub mod graph;
 pub mod host;
+pub mod inspect;
+pub mod interpret;
 pub mod kernel;
 pub mod op;
 pub mod ops;
+pub mod plan;
+pub mod session;
 pub mod shape;
+pub mod store;
 
 pub use caps::Caps;
+pub use device::{Device, DeviceOptions};
 pub use dtype::{DType, TensorDesc};
 pub use error::{Error, Result};
+pub use graph::Graph;
 pub use host::{Array, HostTensor};
-pub use op::TensorId;
+pub use op::{Record, TensorId};
+pub use plan::{Plan, PlanOptions};
+pub use session::{Session, SessionOptions};
 pub use shape::Shape;
+pub use store::Store;

@@ -46,6 +46,11 @@ pub trait Op: Any + Debug + Send + Sync {
         &[]
     }
 
+    /// Whether output 0 is input 0 under another shape: it then shares its memory and the op dispatches nothing.
+    fn aliases_input(&self) -> bool {
+        false
+    }
+
     /// The dispatches that compute the outputs. Every element of every output must be written.
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()>;
 

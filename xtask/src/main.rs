@@ -1,2 +1,104 @@
-//! `cargo xtask`: set-up, demo, tests.
-fn main() {}
+//! `cargo xtask`: set-up, demo and tests, the same on Linux, macOS and Windows.
+
+mod adapter;
+mod demo;
+mod os_release;
+mod stage;
+mod tally;
+mod toolchain;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::stage::{Stages, cargo, run};
+use crate::tally::Tally;
+
+const HELP: &str = "\
+Usage: cargo xtask COMMAND
+
+Commands:
+  test            everything that a change must pass: formatting, clippy without a warning, all tests
+  demo [ARGS...]  trains a small model on made-up faces and says where its report is; ARGS go to the
+                  example mini_train (cargo xtask demo --help lists them)
+  setup           only makes sure that the Rust components and a GPU adapter are there; on Debian and
+                  Ubuntu without one it installs Mesa's software Vulkan driver
+  help            this text
+
+Exit codes: 0 done, 1 failed, 2 wrong usage.
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (command, rest) = match arguments.split_first() {
+        Some((command, rest)) => (command.as_str(), rest),
+        None => return wrong_usage("no command given"),
+    };
+    if command != "demo" && !rest.is_empty() {
+        return wrong_usage(&format!("`{command}` takes no arguments, found `{}`", rest.join(" ")));
+    }
+    let root = workspace_root();
+    let outcome = match command {
+        "test" => test(&root),
+        "demo" => demo::demo(&root, rest),
+        "setup" => set_up(&mut Stages::default()),
+        "help" | "--help" | "-h" => {
+            print!("{HELP}");
+            Ok(())
+        }
+        unknown => return wrong_usage(&format!("there is no command `{unknown}`")),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nxtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn wrong_usage(what: &str) -> ExitCode {
+    eprintln!("xtask: {what}\n\n{HELP}");
+    ExitCode::from(2)
+}
+
+/// The folder of the workspace's `Cargo.toml`: the one above this package. Cargo names the package's
+/// folder in the environment of what it runs, so a checkout may be moved after it was built.
+fn workspace_root() -> PathBuf {
+    let package = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    package.parent().map_or_else(|| package.clone(), Path::to_path_buf)
+}
+
+/// What every command needs before it compiles anything: minutes of building are wasted otherwise.
+fn set_up(stages: &mut Stages) -> Result<()> {
+    stages.run("Rust components", toolchain::check)?;
+    stages.run("GPU adapter", adapter::ensure)
+}
+
+fn test(root: &Path) -> Result<()> {
+    let mut stages = Stages::default();
+    let mut tally = Tally::default();
+    let outcome = test_stages(root, &mut stages, &mut tally);
+    println!("\n{}\n{tally}", stages.summary());
+    outcome
+}
+
+/// The cheapest stages come first. Clippy and the tests share the development profile, so build
+/// scripts and procedural macros are compiled once for both; the examples are left to clippy, which
+/// checks them without generating code and linking.
+fn test_stages(root: &Path, stages: &mut Stages, tally: &mut Tally) -> Result<()> {
+    set_up(stages)?;
+    stages.run("Formatting", || run(cargo(root).args(["fmt", "--all", "--check"])))?;
+    stages.run("Clippy", || {
+        run(cargo(root).args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+    })?;
+    stages.run("Tests", || {
+        tally.run(cargo(root).args(["test", "--workspace", "--tests", "--no-fail-fast"]))?;
+        tally.require_some()
+    })?;
+    stages.run("Documentation tests", || {
+        tally.run(cargo(root).args(["test", "--workspace", "--doc", "--no-fail-fast"]))
+    })
+}

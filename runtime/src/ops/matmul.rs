@@ -47,22 +47,19 @@ crate::param_block! {
 const BINDINGS: &[Binding] = &[read("a"), read("b"), read("bias"), write("c")];
 
 const fn kernel(shader: &'static str, constants: &'static [&'static str], subgroups: bool) -> Kernel {
-    Kernel {
-        shader,
-        entry: "main",
-        params: MatMulParams::FIELDS,
-        bindings: BINDINGS,
-        constants,
-        subgroups,
-    }
+    Kernel { shader, entry: "main", params: MatMulParams::FIELDS, bindings: BINDINGS, constants, subgroups }
 }
 
 const TRANSPOSES: &[&str] = &["TRANSPOSE_A", "TRANSPOSE_B"];
+const TRANSPOSES_AND_LANES: &[&str] = &["TRANSPOSE_A", "TRANSPOSE_B", "LANES"];
 static TILED: Kernel = kernel("matmul", TRANSPOSES, false);
 static TILED_SCALAR: Kernel = kernel("matmul_scalar", TRANSPOSES, false);
 static LARGE: Kernel = kernel("matmul_large", TRANSPOSES, false);
-static REGISTER: Kernel = kernel("matmul_register", TRANSPOSES, false);
-static SUBGROUP: Kernel = kernel("matmul_subgroup", &["SUBGROUP", "TRANSPOSE_A", "TRANSPOSE_B"], true);
+static REGISTER: Kernel = kernel("matmul_register", TRANSPOSES_AND_LANES, false);
+static SUBGROUP: Kernel = kernel("matmul_subgroup", TRANSPOSES_AND_LANES, true);
+
+/// Lanes of a workgroup of `matmul_register.wgsl`.
+const REGISTER_LANES: usize = 8;
 
 /// The registry's entry.
 pub const ENTRY: OpEntry = OpEntry {
@@ -71,13 +68,14 @@ pub const ENTRY: OpEntry = OpEntry {
     kernels: &[&TILED, &TILED_SCALAR, &LARGE, &REGISTER, &SUBGROUP, &sum_rows::KERNEL],
 };
 
-/// Which kernel computes a product.
+/// Which kernel computes a product. Where the shapes or the adapter do not allow the one asked for, the general kernel
+/// of the same family (`TiledScalar`, `Register`) takes its place, so that any choice works everywhere.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Variant {
     /// The one that suits the shapes and the adapter.
     #[default]
     Auto,
-    /// 64 x 64 tiles in workgroup memory, 4 x 4 elements an invocation, vec4 loads. Needs the contiguous extents of
+    /// 64 x 64 tiles in workgroup memory, 4 x 4 elements an invocation, vec4 loads: needs the contiguous extents of
     /// `a` and `b` to be multiples of 4.
     Tiled,
     /// As `Tiled`, with scalar loads, for any extents.
@@ -86,8 +84,9 @@ pub enum Variant {
     Large,
     /// 8 x 4 elements an invocation and no workgroup memory: for CPU adapters.
     Register,
-    /// As `Register`, one subgroup a workgroup that reads rows of `a` once and broadcasts them. Needs subgroups of
-    /// one fixed size of at least 8.
+    /// 16 x 4 elements an invocation, one subgroup a workgroup, which reads rows of `a` once and broadcasts them:
+    /// for CPU adapters. Needs subgroups of one fixed size of at least 8, and the contiguous extent of `b` to be a
+    /// multiple of 4.
     Subgroup,
 }
 
@@ -141,9 +140,9 @@ fn matrices(shape: &Shape) -> Option<(&[usize], usize, usize)> {
 }
 
 /// A launch: the kernel, its tile and how the sums are split.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 struct Launch {
-    variant: Variant,
+    kernel: &'static Kernel,
     tile_m: usize,
     tile_n: usize,
     splits: usize,
@@ -155,8 +154,7 @@ impl MatMul {
     fn extents<'s>(&self, a: &'s Shape, b: &'s Shape) -> Result<(Extents, &'s [usize])> {
         let wrong = |expected: String| {
             let stored = |t: bool| if t { " (transposed)" } else { "" };
-            let found =
-                format!("a {a}{} and b {b}{}", stored(self.transpose_a), stored(self.transpose_b));
+            let found = format!("a {a}{} and b {b}{}", stored(self.transpose_a), stored(self.transpose_b));
             Err(Error::shape("matmul", found, expected))
         };
         let (Some((outer_a, rows_a, columns_a)), Some((outer_b, rows_b, columns_b))) =
@@ -196,59 +194,37 @@ impl MatMul {
         }
     }
 
-    /// Chooses kernel and split. A function of the extents and the adapter alone.
-    fn launch(&self, caps: &Caps, extents: &Extents) -> Result<Launch> {
+    /// Chooses kernel and split: a function of the extents and the adapter alone.
+    fn launch(&self, caps: &Caps, extents: &Extents) -> Launch {
         let Extents { m, n, k, batch, .. } = *extents;
-        let contiguous_a = if self.transpose_a { m } else { k };
-        let contiguous_b = if self.transpose_b { k } else { n };
-        let aligned = contiguous_a % 4 == 0 && contiguous_b % 4 == 0;
-        let fixed = caps.subgroups.filter(|sizes| sizes.min == sizes.max && sizes.min >= 8);
-        let variant = match self.variant {
-            Variant::Auto if caps.cpu && fixed.is_some() => Variant::Subgroup,
-            Variant::Auto if caps.cpu => Variant::Register,
-            Variant::Auto if !aligned => Variant::TiledScalar,
-            // Fewer than this many large tiles would leave a large GPU idle.
+        let aligned_a = (if self.transpose_a { m } else { k }).is_multiple_of(4);
+        let aligned_b = (if self.transpose_b { k } else { n }).is_multiple_of(4);
+        let lanes = caps
+            .subgroups
+            .filter(|sizes| sizes.min == sizes.max && (8..=caps.max_invocations).contains(&sizes.min))
+            .map(|sizes| sizes.min as usize);
+        let wanted = match self.variant {
+            Variant::Auto if caps.cpu => Variant::Subgroup,
+            // Fewer large tiles than this would leave a large GPU idle.
             Variant::Auto if m.div_ceil(128) * n.div_ceil(128) * batch >= 256 => Variant::Large,
             Variant::Auto => Variant::Tiled,
             variant => variant,
         };
-        if matches!(variant, Variant::Tiled | Variant::Large) && !aligned {
-            return Err(Error::shape(
-                "matmul",
-                format!("contiguous extents {contiguous_a} and {contiguous_b} for variant {variant:?}"),
-                "multiples of 4, or variant TiledScalar",
-            ));
-        }
-        let lanes = match (variant, fixed) {
-            (Variant::Subgroup, Some(sizes)) => sizes.min as usize,
-            (Variant::Subgroup, None) => {
-                return Err(Error::Limit {
-                    what: format!(
-                        "op matmul: variant Subgroup on an adapter with subgroups {:?}",
-                        caps.subgroups
-                    ),
-                    hint: "it needs one fixed subgroup size of at least 8; use Register or Auto".into(),
-                });
-            }
-            _ => 8,
-        };
-        let (tile_m, tile_n) = match variant {
-            Variant::Large => (128, 128),
-            Variant::Register => (8, 4 * REGISTER_LANES),
-            Variant::Subgroup => (std::env::var("MM_R").map_or(8, |v| v.parse().unwrap()), 4 * lanes),
-            Variant::Auto | Variant::Tiled | Variant::TiledScalar => (64, 64),
+        let (kernel, tile_m, tile_n): (&'static Kernel, usize, usize) = match (wanted, lanes) {
+            (Variant::Subgroup, Some(lanes)) if aligned_b => (&SUBGROUP, 16, 4 * lanes),
+            (Variant::Subgroup | Variant::Register, _) => (&REGISTER, 8, 4 * REGISTER_LANES),
+            (Variant::Large, _) if aligned_a && aligned_b => (&LARGE, 128, 128),
+            (Variant::Tiled, _) if aligned_a && aligned_b => (&TILED, 64, 64),
+            _ => (&TILED_SCALAR, 64, 64),
         };
         let tiles = m.div_ceil(tile_m) * n.div_ceil(tile_n) * batch;
-        let (wanted, shortest) = if caps.cpu { (8, 256) } else { (256, 128) };
-        let parts = (wanted / tiles).clamp(1, 256).min(k.div_ceil(shortest));
+        let (groups, shortest): (usize, usize) = if caps.cpu { (8, 256) } else { (256, 128) };
+        let parts = (groups / tiles).clamp(1, k.div_ceil(shortest));
         // A multiple of every kernel's step of k, so that only the last part has a tail.
         let k_per_split = k.div_ceil(parts).next_multiple_of(32);
-        Ok(Launch { variant, tile_m, tile_n, splits: k.div_ceil(k_per_split), k_per_split })
+        Launch { kernel, tile_m, tile_n, splits: k.div_ceil(k_per_split), k_per_split }
     }
 }
-
-/// Lanes of a workgroup of `matmul_register.wgsl`.
-const REGISTER_LANES: usize = 8;
 
 impl Op for MatMul {
     fn name(&self) -> &'static str {
@@ -259,7 +235,13 @@ impl Op for MatMul {
         let (a, b, bias) = match inputs {
             [a, b] => (a, b, None),
             [a, b, bias] => (a, b, Some(bias)),
-            _ => return Err(Error::shape("matmul", format!("{} inputs", inputs.len()), "a, b and maybe bias")),
+            _ => {
+                return Err(Error::shape(
+                    "matmul",
+                    format!("{} inputs", inputs.len()),
+                    "a, b and maybe bias",
+                ));
+            }
         };
         let (Extents { m, n, .. }, outer) = self.extents(&a.shape, &b.shape)?;
         if let Some(bias) = bias.filter(|bias| **bias != TensorDesc::f32([n])) {
@@ -276,14 +258,15 @@ impl Op for MatMul {
         let (a, b) = (&lowering.input(0)?.shape, &lowering.input(1)?.shape);
         let extents = self.fold(self.extents(a, b)?.0);
         let Extents { m, n, k, batch, batched } = extents;
-        let launch = self.launch(lowering.caps(), &extents)?;
+        let launch = self.launch(lowering.caps(), &extents);
         let has_bias = lowering.input(2).is_ok();
 
         // Parts that are added afterwards, each of `columns` elements.
         let (parts, columns) =
             if self.sum_batch { (batch * launch.splits, m * n) } else { (launch.splits, batch * m * n) };
         lowering.size(parts * columns)?;
-        let to = if parts > 1 { lowering.workspace((parts * columns * 4) as u64) } else { Operand::Output(0) };
+        let to =
+            if parts > 1 { lowering.workspace((parts * columns * 4) as u64) } else { Operand::Output(0) };
         let stride = |batched: bool, elements: usize| if batched { lowering.size(elements) } else { Ok(0) };
         let params = MatMulParams {
             m: lowering.size(m)?,
@@ -296,24 +279,18 @@ impl Op for MatMul {
             b_stride: stride(batched[1], n * k)?,
             has_bias: has_bias.into(),
         };
-        let (kernel, lanes) = match launch.variant {
-            Variant::Large => (&LARGE, None),
-            Variant::Register => (&REGISTER, None),
-            Variant::Subgroup => (&SUBGROUP, Some(("SUBGROUP", launch.tile_n as f64 / 4.0))),
-            Variant::TiledScalar => (&TILED_SCALAR, None),
-            Variant::Auto | Variant::Tiled => (&TILED, None),
-        };
-        let mut constants = vec![
+        let constants = [
             ("TRANSPOSE_A", f64::from(u8::from(self.transpose_a))),
             ("TRANSPOSE_B", f64::from(u8::from(self.transpose_b))),
+            ("LANES", launch.tile_n as f64 / 4.0),
         ];
-        constants.extend(lanes);
+        let constants = constants.get(..launch.kernel.constants.len()).unwrap_or(&constants);
         // Without a bias something must still be bound; the kernel does not read it.
         let bias = Operand::Input(if has_bias { 2 } else { 0 });
         let operands = [Operand::Input(0), Operand::Input(1), bias, to];
         let tiles = m.div_ceil(launch.tile_m) * n.div_ceil(launch.tile_n) * batch * launch.splits;
         let grid = lowering.fold(tiles)?;
-        lowering.dispatch(kernel, &constants, &params, &operands, grid)?;
+        lowering.dispatch(launch.kernel, constants, &params, &operands, grid)?;
         if parts > 1 {
             sum_rows::lower_sum(lowering, to, Operand::Output(0), parts, columns, 1.0)?;
         }

@@ -1,0 +1,89 @@
+//! Reverse-mode differentiation of a recorded graph: appends gradient ops, and only those that are needed.
+
+use std::collections::HashMap;
+
+use crate::graph::Graph;
+use crate::op::{Gradient, Record, TensorId};
+use crate::ops::{add, fill};
+use crate::{Error, Result};
+
+/// Appends the ops that compute the gradient of `loss` (one element) with respect to each tensor of `wrt`.
+/// Gradients of tensors that are used several times are added in a fixed order. Fails where an op on the way has no
+/// gradient, or where the loss does not depend on a tensor.
+pub fn backward(graph: &mut Graph, loss: TensorId, wrt: &[TensorId]) -> Result<Vec<TensorId>> {
+    let loss_desc = graph.desc(loss).clone();
+    if loss_desc.shape.elements() != 1 {
+        return Err(Error::graph(
+            format!("the loss has shape {}", loss_desc.shape),
+            "reduce it to one element, for example with sum_all",
+        ));
+    }
+    let nodes = graph.nodes().to_vec();
+    let mut depends = vec![false; graph.tensors().count()];
+    let mark = |depends: &mut Vec<bool>, id: TensorId| {
+        if let Some(flag) = depends.get_mut(id.0 as usize) {
+            *flag = true;
+        }
+    };
+    let is_marked = |depends: &[bool], id: TensorId| depends.get(id.0 as usize).copied().unwrap_or(false);
+    for &id in wrt {
+        mark(&mut depends, id);
+    }
+    for node in &nodes {
+        if node.inputs.iter().any(|&id| is_marked(&depends, id)) {
+            for &id in &node.outputs {
+                mark(&mut depends, id);
+            }
+        }
+    }
+
+    let mut gradients: HashMap<TensorId, TensorId> = HashMap::new();
+    graph.set_scope("loss");
+    gradients.insert(loss, fill::fill(graph, loss_desc.shape, 1.0)?);
+    for node in nodes.iter().rev() {
+        let upstream: Vec<Option<TensorId>> =
+            node.outputs.iter().map(|id| gradients.get(id).copied()).collect();
+        let needed: Vec<bool> = node.inputs.iter().map(|&id| is_marked(&depends, id)).collect();
+        if upstream.iter().all(Option::is_none) || !needed.contains(&true) {
+            continue;
+        }
+        graph.set_scope(format!("gradient of {}", node.scope));
+        let mut gradient = Gradient {
+            record: graph,
+            inputs: &node.inputs,
+            outputs: &node.outputs,
+            upstream: &upstream,
+            needed: &needed,
+            result: vec![None; node.inputs.len()],
+        };
+        node.op.gradient(&mut gradient)?;
+        let result = gradient.result;
+        for ((&input, found), needed) in node.inputs.iter().zip(result).zip(needed) {
+            let Some(found) = found.filter(|_| needed) else { continue };
+            let (want, got) = (graph.desc(input).clone(), graph.desc(found).clone());
+            if want != got {
+                return Err(Error::shape(
+                    node.op.name(),
+                    format!("a gradient {got} for an input {want}"),
+                    "the same shape",
+                ));
+            }
+            let total = match gradients.get(&input) {
+                Some(&earlier) => add::add(graph, earlier, found)?,
+                None => found,
+            };
+            gradients.insert(input, total);
+        }
+    }
+    graph.set_scope("");
+    wrt.iter()
+        .map(|id| {
+            gradients.get(id).copied().ok_or_else(|| {
+                Error::graph(
+                    format!("the loss does not depend on {}", graph.tensor(*id).name),
+                    "leave it out of the trained tensors",
+                )
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,49 @@
+//! Counters of what is costly, so that "a step allocates nothing and waits for nothing" is shown, not believed.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Live counters of a device.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub(crate) buffers: AtomicU64,
+    pub(crate) bind_groups: AtomicU64,
+    pub(crate) pipelines: AtomicU64,
+    pub(crate) submits: AtomicU64,
+    pub(crate) waits: AtomicU64,
+    pub(crate) throttles: AtomicU64,
+}
+
+/// The counters at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CounterSnapshot {
+    /// Buffers created.
+    pub buffers: u64,
+    /// Bind groups created.
+    pub bind_groups: u64,
+    /// Pipelines compiled.
+    pub pipelines: u64,
+    /// Submissions to the queue.
+    pub submits: u64,
+    /// Blocking waits for the newest submission.
+    pub waits: u64,
+    /// Blocking waits for a submission several steps back, because that many steps are already queued.
+    pub throttles: u64,
+}
+
+impl Counters {
+    pub(crate) fn count(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn snapshot(&self) -> CounterSnapshot {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        CounterSnapshot {
+            buffers: get(&self.buffers),
+            bind_groups: get(&self.bind_groups),
+            pipelines: get(&self.pipelines),
+            submits: get(&self.submits),
+            waits: get(&self.waits),
+            throttles: get(&self.throttles),
+        }
+    }
+}

@@ -1,0 +1,427 @@
+//! The GPU: choice of adapter, limits, features, buffers and pipelines. Knows kernels, no ops.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::caps::{Caps, SubgroupSizes};
+use crate::counters::{CounterSnapshot, Counters};
+use crate::kernel::{Access, Kernel};
+use crate::{Error, Result};
+
+/// Longest wait for a submission before the device is taken for dead.
+const WAIT_LIMIT: Duration = Duration::from_secs(600);
+
+/// How to open a device.
+#[derive(Clone, Debug, Default)]
+pub struct DeviceOptions {
+    /// Part of the adapter's name (any case), or its index in [`adapters`]. `None` takes the best one.
+    pub select: Option<String>,
+    /// Keep wgpu's bounds and loop checks in the shaders. Tests run with and without; training runs without.
+    pub shader_checks: bool,
+    /// Use WebGPU's default limits and no optional feature, whatever the adapter offers.
+    pub webgpu_limits: bool,
+}
+
+/// An adapter that could be opened.
+#[derive(Clone, Debug)]
+pub struct AdapterDescription {
+    /// Its index, for [`DeviceOptions::select`].
+    pub index: usize,
+    /// The adapter's name.
+    pub name: String,
+    /// Vulkan, Metal or DX12.
+    pub backend: String,
+    /// Discrete GPU, integrated GPU, CPU, ...
+    pub kind: String,
+    /// The driver and its version.
+    pub driver: String,
+    /// What it can do.
+    pub caps: Caps,
+    /// Whether timestamps can be taken at pass boundaries.
+    pub timestamps: bool,
+    /// Whether shaders may use 16-bit floats.
+    pub shader_f16: bool,
+    /// Shapes of the matrix unit, as `MxNxK AB->CR`.
+    pub cooperative_matrix: Vec<String>,
+}
+
+fn instance() -> wgpu::Instance {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+    // The driver's validation layers are for debugging wgpu itself; wgpu's own validation stays on.
+    descriptor.flags = wgpu::InstanceFlags::empty().with_env();
+    wgpu::Instance::new(descriptor)
+}
+
+/// Best first: real GPUs before software, and the order of the system among equals.
+fn rank(kind: wgpu::DeviceType) -> u8 {
+    match kind {
+        wgpu::DeviceType::DiscreteGpu => 0,
+        wgpu::DeviceType::IntegratedGpu => 1,
+        wgpu::DeviceType::VirtualGpu => 2,
+        wgpu::DeviceType::Other => 3,
+        wgpu::DeviceType::Cpu => 4,
+    }
+}
+
+fn enumerate() -> Vec<wgpu::Adapter> {
+    let mut found = pollster::block_on(instance().enumerate_adapters(wgpu::Backends::all()));
+    found.retain(|adapter| {
+        adapter.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
+    });
+    found.sort_by_key(|adapter| rank(adapter.get_info().device_type));
+    found
+}
+
+fn caps_of(adapter: &wgpu::Adapter, webgpu_limits: bool) -> Caps {
+    let info = adapter.get_info();
+    let cpu = info.device_type == wgpu::DeviceType::Cpu;
+    if webgpu_limits {
+        return Caps { cpu, ..Caps::WEBGPU };
+    }
+    let limits = adapter.limits();
+    let subgroups = adapter
+        .features()
+        .contains(wgpu::Features::SUBGROUP)
+        .then_some(SubgroupSizes { min: info.subgroup_min_size, max: info.subgroup_max_size });
+    Caps {
+        cpu,
+        subgroups,
+        max_binding_bytes: limits.max_storage_buffer_binding_size.min((1 << 31) - 4),
+        max_buffer_bytes: limits.max_buffer_size,
+        offset_alignment: u64::from(limits.min_storage_buffer_offset_alignment).max(256),
+        max_grid: limits.max_compute_workgroups_per_dimension,
+        max_invocations: limits.max_compute_invocations_per_workgroup,
+        max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
+    }
+}
+
+fn describe(index: usize, adapter: &wgpu::Adapter) -> AdapterDescription {
+    let info = adapter.get_info();
+    let features = adapter.features();
+    AdapterDescription {
+        index,
+        name: info.name.clone(),
+        backend: format!("{:?}", info.backend),
+        kind: format!("{:?}", info.device_type),
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
+        caps: caps_of(adapter, false),
+        timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+        shader_f16: features.contains(wgpu::Features::SHADER_F16),
+        cooperative_matrix: adapter
+            .cooperative_matrix_properties()
+            .iter()
+            .map(|p| format!("{}x{}x{} {:?}->{:?}", p.m_size, p.n_size, p.k_size, p.ab_type, p.cr_type))
+            .collect(),
+    }
+}
+
+/// All adapters with compute shaders, the best first.
+pub fn adapters() -> Vec<AdapterDescription> {
+    enumerate().iter().enumerate().map(|(index, adapter)| describe(index, adapter)).collect()
+}
+
+const NO_ADAPTER_HINT: &str = "install a Vulkan driver: your GPU's own, or a software one (Debian and Ubuntu: \
+    `apt install mesa-vulkan-drivers`; Fedora: `dnf install mesa-vulkan-drivers`; Arch: `pacman -S vulkan-swrast`); \
+    macOS (Metal) and Windows (DX12) have theirs built in";
+
+fn choose(mut found: Vec<wgpu::Adapter>, select: Option<&str>) -> Result<(usize, wgpu::Adapter)> {
+    if found.is_empty() {
+        return Err(Error::NoAdapter {
+            found: "the system offers no Vulkan, Metal or DX12 device".into(),
+            hint: NO_ADAPTER_HINT.into(),
+        });
+    }
+    let names: Vec<String> = found.iter().map(|adapter| adapter.get_info().name).collect();
+    let position = match select {
+        None => Some(0),
+        Some(text) => text
+            .parse::<usize>()
+            .ok()
+            .filter(|&index| index < names.len())
+            .or_else(|| names.iter().position(|name| name.to_lowercase().contains(&text.to_lowercase()))),
+    };
+    match position {
+        Some(index) => Ok((index, found.swap_remove(index))),
+        None => Err(Error::NoAdapter {
+            found: format!("{:?} is not among: {}", select.unwrap_or(""), names.join(", ")),
+            hint: "give part of a name, or an index, as `epl devices` lists them".into(),
+        }),
+    }
+}
+
+/// A compiled kernel with given constants.
+#[derive(Debug)]
+pub struct Pipeline {
+    pub(crate) pipeline: wgpu::ComputePipeline,
+    pub(crate) layout: wgpu::BindGroupLayout,
+}
+
+type PipelineKey = (usize, Vec<(&'static str, u64)>);
+
+/// An open GPU.
+pub struct Device {
+    description: AdapterDescription,
+    caps: Caps,
+    options: DeviceOptions,
+    pub(crate) device: wgpu::Device,
+    pub(crate) queue: wgpu::Queue,
+    pub(crate) counters: Counters,
+    timestamps: bool,
+    uniform_alignment: u64,
+    pipelines: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,
+    failure: Arc<Mutex<Option<String>>>,
+}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Device({})", self.description.name)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while the lock was held leaves data that is still whole: each critical section is one insertion.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Device {
+    /// Opens the adapter that `options` name.
+    pub fn open(options: &DeviceOptions) -> Result<Arc<Self>> {
+        let (index, adapter) = choose(enumerate(), options.select.as_deref())?;
+        let description = describe(index, &adapter);
+        let caps = caps_of(&adapter, options.webgpu_limits);
+        let mut features = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP;
+        if options.webgpu_limits {
+            features = wgpu::Features::TIMESTAMP_QUERY;
+        }
+        features &= adapter.features();
+        let limits = if options.webgpu_limits { wgpu::Limits::default() } else { adapter.limits() };
+        let uniform_alignment = u64::from(limits.min_uniform_buffer_offset_alignment).max(256);
+        let request = wgpu::DeviceDescriptor {
+            label: Some("epl"),
+            required_features: features,
+            required_limits: limits,
+            ..Default::default()
+        };
+        let (device, queue) = pollster::block_on(adapter.request_device(&request))
+            .map_err(|error| Error::gpu(format!("{}: {error}", description.name)))?;
+        let failure = Arc::new(Mutex::new(None));
+        let note = |slot: &Arc<Mutex<Option<String>>>, text: String| {
+            // The first failure is the cause; what follows is usually its consequence.
+            lock(slot).get_or_insert(text);
+        };
+        let slot = failure.clone();
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| note(&slot, error.to_string())));
+        let slot = failure.clone();
+        device.set_device_lost_callback(move |reason, text| {
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                note(&slot, format!("device lost ({reason:?}): {text}"));
+            }
+        });
+        Ok(Arc::new(Self {
+            timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+            description,
+            caps,
+            options: options.clone(),
+            device,
+            queue,
+            counters: Counters::default(),
+            uniform_alignment,
+            pipelines: Mutex::default(),
+            failure,
+        }))
+    }
+
+    /// The adapter.
+    pub fn description(&self) -> &AdapterDescription {
+        &self.description
+    }
+
+    /// What ops may rely on.
+    pub fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    /// What has been created, submitted and waited for so far.
+    pub fn counters(&self) -> CounterSnapshot {
+        self.counters.snapshot()
+    }
+
+    /// wgpu's own count of live objects: (buffers, bind groups, device memory allocations).
+    pub fn live_objects(&self) -> (isize, isize, isize) {
+        let hal = self.device.get_internal_counters().hal;
+        (hal.buffers.read(), hal.bind_groups.read(), hal.memory_allocations.read())
+    }
+
+    /// Whether kernels can be timed by the GPU's own clock.
+    pub fn has_timestamps(&self) -> bool {
+        self.timestamps
+    }
+
+    pub(crate) fn uniform_alignment(&self) -> u64 {
+        self.uniform_alignment
+    }
+
+    /// The first error that wgpu or the driver reported outside a call that returns one.
+    pub(crate) fn check(&self) -> Result<()> {
+        match lock(&self.failure).as_ref() {
+            Some(text) => Err(Error::gpu(text.clone())),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn buffer(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
+        if bytes > self.caps.max_buffer_bytes {
+            return Err(Error::Limit {
+                what: format!(
+                    "{label} needs {bytes} bytes; {} allows {} a buffer",
+                    self.description.name, self.caps.max_buffer_bytes
+                ),
+                hint: "use a smaller batch, or another device".into(),
+            });
+        }
+        Counters::count(&self.counters.buffers);
+        let descriptor = wgpu::BufferDescriptor {
+            label: Some(label),
+            size: bytes.max(4).next_multiple_of(4),
+            usage,
+            mapped_at_creation: false,
+        };
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let buffer = self.device.create_buffer(&descriptor);
+        match pollster::block_on(scope.pop()) {
+            None => Ok(buffer),
+            Some(_) => Err(Error::Limit {
+                what: format!("out of memory on {}: {label} needs {bytes} bytes", self.description.name),
+                hint: "use a smaller batch; `epl plan` tells the largest that fits".into(),
+            }),
+        }
+    }
+
+    /// The compiled form of `kernel` with these constants, from the cache where it was compiled before.
+    pub(crate) fn pipeline(
+        &self,
+        kernel: &'static Kernel,
+        constants: &[(&'static str, f64)],
+    ) -> Result<Arc<Pipeline>> {
+        let key: PipelineKey = (
+            std::ptr::from_ref(kernel) as usize,
+            constants.iter().map(|(name, value)| (*name, value.to_bits())).collect(),
+        );
+        if let Some(pipeline) = lock(&self.pipelines).get(&key) {
+            return Ok(pipeline.clone());
+        }
+        let pipeline = Arc::new(self.compile(kernel, constants)?);
+        lock(&self.pipelines).insert(key, pipeline.clone());
+        Ok(pipeline)
+    }
+
+    fn compile(&self, kernel: &'static Kernel, constants: &[(&'static str, f64)]) -> Result<Pipeline> {
+        let source = kernel
+            .source()
+            .ok_or_else(|| Error::gpu(format!("shader {} is not in the table", kernel.shader)))?;
+        Counters::count(&self.counters.pipelines);
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let descriptor = wgpu::ShaderModuleDescriptor {
+            label: Some(kernel.shader),
+            source: wgpu::ShaderSource::Wgsl(source.into()),
+        };
+        let module = if self.options.shader_checks {
+            self.device.create_shader_module(descriptor)
+        } else {
+            // SAFETY: every kernel guards its own bounds and loops; the tests run all of them with the checks on
+            // as well, and compare both with the reference.
+            unsafe {
+                self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
+            }
+        };
+        let entry = |binding: u32, ty| wgpu::BindGroupLayoutEntry {
+            binding,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+            count: None,
+        };
+        let mut entries = vec![entry(0, wgpu::BufferBindingType::Uniform)];
+        entries.extend(kernel.bindings.iter().zip(1..).map(|(binding, index)| {
+            let read_only = binding.access == Access::Read;
+            entry(index, wgpu::BufferBindingType::Storage { read_only })
+        }));
+        let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some(kernel.shader),
+            entries: &entries,
+        });
+        let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(kernel.shader),
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 0,
+        });
+        let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(kernel.shader),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some(kernel.entry),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants,
+                zero_initialize_workgroup_memory: self.options.shader_checks,
+            },
+            cache: None,
+        });
+        match pollster::block_on(scope.pop()) {
+            None => Ok(Pipeline { pipeline, layout }),
+            Some(error) => Err(Error::gpu(format!("kernel {}: {error}", kernel.shader))),
+        }
+    }
+
+    pub(crate) fn submit(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
+        Counters::count(&self.counters.submits);
+        let index = self.queue.submit([encoder.finish()]);
+        self.check()?;
+        Ok(index)
+    }
+
+    /// Runs callbacks of finished work without waiting.
+    pub(crate) fn poll(&self) -> Result<()> {
+        self.device.poll(wgpu::PollType::Poll).map_err(|error| Error::gpu(error.to_string()))?;
+        self.check()
+    }
+
+    /// Waits until `submission` (or everything) is done.
+    pub(crate) fn wait(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
+        let limit = wgpu::PollType::Wait { submission_index: submission, timeout: Some(WAIT_LIMIT) };
+        self.device.poll(limit).map_err(|error| Error::gpu(error.to_string()))?;
+        self.check()
+    }
+
+    /// Waits for everything submitted so far. Counted.
+    pub fn finish(&self) -> Result<()> {
+        Counters::count(&self.counters.waits);
+        self.wait(None)
+    }
+
+    /// Reads a range of a buffer back, waiting for the GPU.
+    pub(crate) fn read(&self, buffer: &wgpu::Buffer, offset: u64, bytes: u64) -> Result<Vec<u8>> {
+        let size = bytes.next_multiple_of(4);
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let staging = self.buffer("read back", size, usage)?;
+        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, size);
+        let submission = self.submit(encoder)?;
+        let (sender, receiver) = std::sync::mpsc::channel();
+        staging.map_async(wgpu::MapMode::Read, .., move |result| {
+            // The receiver is gone only if this function has already failed.
+            drop(sender.send(result));
+        });
+        Counters::count(&self.counters.waits);
+        self.wait(Some(submission))?;
+        match receiver.recv() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(Error::gpu(error.to_string())),
+            Err(error) => return Err(Error::gpu(error.to_string())),
+        }
+        let view = staging.get_mapped_range(..).map_err(|error| Error::gpu(error.to_string()))?;
+        let mut data = view.to_vec();
+        data.truncate(bytes as usize);
+        Ok(data)
+    }
+}

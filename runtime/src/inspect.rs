@@ -1,0 +1,183 @@
+//! Looking into a session: time a node, and the first node whose result is not what its reference says.
+
+use std::time::Instant;
+
+use crate::case::Tolerance;
+use crate::check::{Deviation, compare};
+use crate::host::Array;
+use crate::op::{Cost, TensorId};
+use crate::session::Session;
+use crate::{Error, Result};
+
+/// Seconds of each step of a plan.
+#[derive(Clone, Debug)]
+pub struct NodeSeconds {
+    /// Mean seconds of each step over the repeats.
+    pub seconds: Vec<f64>,
+    /// Whether the GPU's own clock was used; otherwise each node was submitted alone and timed from outside.
+    pub gpu_clock: bool,
+}
+
+/// Time and work of one node.
+#[derive(Clone, Debug)]
+pub struct NodeTiming {
+    /// The op's name.
+    pub op: &'static str,
+    /// Where in the model it was recorded.
+    pub scope: String,
+    /// Mean seconds.
+    pub seconds: f64,
+    /// The least work that it is.
+    pub cost: Cost,
+}
+
+/// Times every node of the session's plan with the inputs last uploaded, over `repeats` runs. Running it repeats
+/// updates of persistent tensors.
+pub fn node_seconds(session: &Session, repeats: usize) -> Result<NodeSeconds> {
+    let nodes = session.plan().steps.len();
+    let repeats = repeats.max(1);
+    let mut seconds = vec![0.0; nodes];
+    // A query set holds 4096 timestamps (WebGPU).
+    let gpu_clock = session.device().has_timestamps() && nodes * 2 <= 4096;
+    for _ in 0..repeats {
+        let once = if gpu_clock { by_timestamps(session)? } else { by_wall_clock(session)? };
+        // A clock that stands still (seen on macOS 26) is no clock.
+        let once = if gpu_clock && once.iter().all(|&s| s == 0.0) { by_wall_clock(session)? } else { once };
+        for (sum, s) in seconds.iter_mut().zip(once) {
+            *sum += s / repeats as f64;
+        }
+    }
+    Ok(NodeSeconds { seconds, gpu_clock })
+}
+
+/// Like [`node_seconds`], with names and costs.
+pub fn profile(session: &Session, repeats: usize) -> Result<Vec<NodeTiming>> {
+    let times = node_seconds(session, repeats)?;
+    let graph = session.graph();
+    let timing = |(step, seconds): (&crate::plan::Step, f64)| {
+        let node = graph.nodes().get(step.node)?;
+        Some(NodeTiming {
+            op: node.op.name(),
+            scope: node.scope.clone(),
+            seconds,
+            cost: node.op.cost(&graph.descs(&node.inputs), &graph.descs(&node.outputs)),
+        })
+    };
+    Ok(session.plan().steps.iter().zip(times.seconds).filter_map(timing).collect())
+}
+
+fn by_timestamps(session: &Session) -> Result<Vec<f64>> {
+    let device = session.device();
+    let nodes = session.plan().steps.len();
+    let count = (nodes * 2) as u32;
+    let queries = device.device.create_query_set(&wgpu::QuerySetDescriptor {
+        label: Some("node timestamps"),
+        ty: wgpu::QueryType::Timestamp,
+        count: count.max(2),
+    });
+    let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
+    let resolved = device.buffer("timestamps", u64::from(count.max(2)) * 8, usage)?;
+    let mut encoder = device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    for position in 0..nodes {
+        let writes = wgpu::ComputePassTimestampWrites {
+            query_set: &queries,
+            beginning_of_pass_write_index: Some(position as u32 * 2),
+            end_of_pass_write_index: Some(position as u32 * 2 + 1),
+        };
+        session.encode_node(&mut encoder, position, Some(writes));
+    }
+    encoder.resolve_query_set(&queries, 0..count, &resolved, 0);
+    device.submit(encoder)?;
+    let bytes = device.read(&resolved, 0, u64::from(count) * 8)?;
+    let ticks: Vec<u64> = bytemuck::pod_collect_to_vec(&bytes);
+    let period = f64::from(device.queue.get_timestamp_period()) * 1e-9;
+    Ok(ticks
+        .chunks_exact(2)
+        .map(|pair| match pair {
+            [begin, end] => end.saturating_sub(*begin) as f64 * period,
+            _ => 0.0,
+        })
+        .collect())
+}
+
+fn by_wall_clock(session: &Session) -> Result<Vec<f64>> {
+    let device = session.device();
+    device.finish()?;
+    (0..session.plan().steps.len())
+        .map(|position| {
+            let mut encoder =
+                device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            session.encode_node(&mut encoder, position, None);
+            let start = Instant::now();
+            device.submit(encoder)?;
+            device.finish()?;
+            Ok(start.elapsed().as_secs_f64())
+        })
+        .collect()
+}
+
+/// A node whose result on the GPU is not what its reference makes of the GPU's own inputs.
+#[derive(Clone, Debug)]
+pub struct Divergence {
+    /// Index of the node in the graph.
+    pub node: usize,
+    /// The op's name.
+    pub op: &'static str,
+    /// Where in the model it was recorded.
+    pub scope: String,
+    /// The worst element.
+    pub deviation: Deviation,
+}
+
+impl std::fmt::Display for Divergence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Deviation { tensor, index, got, want, .. } = &self.deviation;
+        write!(
+            f,
+            "node {} {} (in {}): {tensor}[{index}] is {got}; the reference makes {want} of the same inputs",
+            self.node, self.op, self.scope
+        )
+    }
+}
+
+/// Runs one step node by node with the inputs written before, gives every op's reference the GPU's own inputs, and
+/// returns the first node that differs by more than `tolerance`. Updates persistent tensors as a step does.
+pub fn find_divergence(session: &mut Session, tolerance: Tolerance) -> Result<Option<Divergence>> {
+    session.upload_only()?;
+    let session = &*session;
+    let device = session.device();
+    for (position, step) in session.plan().steps.iter().enumerate() {
+        let Some(node) = session.graph().nodes().get(step.node) else { continue };
+        let read = |id: &TensorId| session.read(*id).map(|value| Array::from(&value));
+        let inputs: Vec<Array> = node.inputs.iter().map(read).collect::<Result<_>>()?;
+        let mut encoder = device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        session.encode_node(&mut encoder, position, None);
+        device.submit(encoder)?;
+        let wants = node.op.reference(&inputs);
+        let updated = node.op.updates().iter().filter_map(|&index| node.inputs.get(index));
+        let targets: Vec<TensorId> = node.outputs.iter().chain(updated).copied().collect();
+        for (id, want) in targets.iter().zip(&wants) {
+            // Outputs that nothing needs have no place.
+            if session.plan().place(*id).is_none() {
+                continue;
+            }
+            let name = &session.graph().tensor(*id).name;
+            let deviation = compare(name, &read(id)?.data, &want.data, tolerance);
+            if let Some(deviation) = deviation.filter(|found| !found.passes()) {
+                return Ok(Some(Divergence {
+                    node: step.node,
+                    op: node.op.name(),
+                    scope: node.scope.clone(),
+                    deviation,
+                }));
+            }
+        }
+        if targets.len() != wants.len() {
+            return Err(Error::graph(
+                format!("the reference of {} gives {} tensors", node.op.name(), wants.len()),
+                format!("it should give {}", targets.len()),
+            ));
+        }
+    }
+    Ok(None)
+}

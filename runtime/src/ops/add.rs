@@ -1,0 +1,96 @@
+//! Elementwise sum of two tensors of the same shape: `y = a + b`. Its gradient is its upstream, for both.
+
+use crate::case::{Case, OpEntry, normal};
+use crate::host::Array;
+use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_one};
+use crate::{Error, Result, TensorDesc};
+
+crate::param_block! {
+    /// Parameters of `add.wgsl`.
+    pub struct AddParams {
+        /// Elements.
+        len: u32,
+    }
+}
+
+static ADD: Kernel = Kernel {
+    shader: "add",
+    entry: "main",
+    params: AddParams::FIELDS,
+    bindings: &[read("a"), read("b"), write("y")],
+    constants: &[],
+    subgroups: false,
+};
+
+/// The registry's entry.
+pub const ENTRY: OpEntry = OpEntry { name: "add", cases, kernels: &[&ADD] };
+
+/// Workgroup size of `add.wgsl`; each invocation adds four elements.
+const WORKGROUP: usize = 256;
+
+/// Records `a + b`, both of the same shape.
+pub fn add(record: &mut dyn Record, a: TensorId, b: TensorId) -> Result<TensorId> {
+    push_one(record, Add, &[a, b])
+}
+
+/// The op `add`.
+#[derive(Debug, Clone, Copy)]
+pub struct Add;
+
+impl Op for Add {
+    fn name(&self) -> &'static str {
+        "add"
+    }
+
+    fn infer(&self, inputs: &[TensorDesc]) -> Result<Vec<TensorDesc>> {
+        match inputs {
+            [a, b] if a == b => Ok(vec![a.clone()]),
+            [a, b] => Err(Error::shape("add", format!("{a} and {b}"), "two tensors of the same shape")),
+            _ => Err(Error::shape("add", format!("{} inputs", inputs.len()), "a, b")),
+        }
+    }
+
+    fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
+        let len = lowering.input(0)?.shape.elements();
+        let params = AddParams { len: lowering.size(len)? };
+        let grid = lowering.fold(len.div_ceil(4 * WORKGROUP))?;
+        lowering.dispatch(
+            &ADD,
+            &[],
+            &params,
+            &[Operand::Input(0), Operand::Input(1), Operand::Output(0)],
+            grid,
+        )
+    }
+
+    fn gradient(&self, gradient: &mut Gradient<'_>) -> Result<()> {
+        if let Some(dy) = gradient.upstream(0) {
+            gradient.set(0, dy);
+            gradient.set(1, dy);
+        }
+        Ok(())
+    }
+
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        let (a, b) = (&inputs[0], &inputs[1]);
+        vec![Array::from_fn(a.shape.clone(), |i| a.data[i] + b.data[i])]
+    }
+
+    fn cost(&self, inputs: &[TensorDesc], outputs: &[TensorDesc]) -> Cost {
+        Cost::once(outputs.iter().map(|y| y.shape.elements() as f64).sum(), inputs, outputs)
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let case = |label: &str, shape: &[usize], scale: f32| {
+        Case::new(label, Add, vec![normal(shape.to_vec(), scale, 1), normal(shape.to_vec(), scale, 2)])
+    };
+    vec![
+        case("odd sizes", &[3, 7, 11], 1.0).differentiate(&[0, 1]),
+        case("one element", &[1], 1.0),
+        case("several workgroups", &[4099], 1e30),
+        case("tiny", &[5], 1e-30),
+        case("perf", &[32, 112, 112, 64], 1.0).perf(),
+    ]
+}

@@ -1,0 +1,398 @@
+//! The plan of a graph on an adapter: which nodes run, what they are lowered to, and where every tensor lives.
+//! Made without a GPU; everything that can go wrong with shapes, limits or memory goes wrong here.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+
+use crate::caps::Caps;
+use crate::graph::{Graph, Node, Storage, VIEW_ALIGNMENT};
+use crate::op::{Dispatch, Lowering, Operand, TensorId};
+use crate::{Error, Result};
+
+/// A place in GPU memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Slot `index`, from its start.
+    Slot(usize),
+    /// The packed buffer of inputs.
+    Input {
+        /// First byte.
+        offset: u64,
+    },
+    /// A persistent tensor.
+    Persistent {
+        /// The tensor.
+        tensor: TensorId,
+        /// First byte.
+        offset: u64,
+    },
+}
+
+/// A node that runs, and what it was lowered to.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// Its index in [`Graph::nodes`].
+    pub node: usize,
+    /// Its launches.
+    pub dispatches: Vec<Dispatch>,
+    /// Where its workspaces live, and their bytes.
+    pub workspaces: Vec<(usize, u64)>,
+}
+
+/// Bytes of GPU memory by kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Persistent tensors by category.
+    pub persistent: BTreeMap<&'static str, u64>,
+    /// Inputs that the host writes.
+    pub inputs: u64,
+    /// Slots, shared by activations, gradients of activations and workspaces.
+    pub slots: u64,
+    /// What the slots would take if no two tensors shared one.
+    pub without_sharing: u64,
+    /// Parameter blocks.
+    pub parameters: u64,
+}
+
+impl Memory {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.persistent.values().sum::<u64>() + self.inputs + self.slots + self.parameters
+    }
+}
+
+/// How to plan.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PlanOptions {
+    /// Give every tensor a slot of its own. For finding faults.
+    pub no_sharing: bool,
+}
+
+/// A graph, ordered, lowered and placed.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The nodes that run, in order.
+    pub steps: Vec<Step>,
+    /// Bytes of each slot.
+    pub slots: Vec<u64>,
+    /// Bytes of the packed inputs.
+    pub input_bytes: u64,
+    /// Memory by kind.
+    pub memory: Memory,
+    places: Vec<Option<Place>>,
+    /// First and last step of each transient, for explanations.
+    lifetimes: Vec<Lifetime>,
+}
+
+/// The life of a transient tensor or a workspace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lifetime {
+    /// The tensor; `None` for a workspace.
+    pub tensor: Option<TensorId>,
+    /// Its bytes.
+    pub bytes: u64,
+    /// The step that makes it.
+    pub first: usize,
+    /// The last step that uses it; `usize::MAX` where it is kept.
+    pub last: usize,
+    /// Its slot.
+    pub slot: usize,
+}
+
+impl Plan {
+    /// Plans `graph` for an adapter with `caps`.
+    pub fn new(graph: &Graph, caps: &Caps, options: PlanOptions) -> Result<Self> {
+        let live = live_nodes(graph);
+        let mut lifetimes: Vec<Lifetime> = Vec::new();
+        let mut lifetime_of: Vec<Option<usize>> = vec![None; graph.tensors().count()];
+        let mut steps = Vec::with_capacity(live.len());
+        let mut workspace_lives: Vec<Vec<usize>> = Vec::new();
+        for (position, &index) in live.iter().enumerate() {
+            let node = &graph.nodes()[index];
+            check_bindings(graph, node, caps)?;
+            let lowered = Lowering::run(
+                node.op.as_ref(),
+                caps,
+                &graph.descs(&node.inputs),
+                &graph.descs(&node.outputs),
+            )?;
+            for &id in &node.outputs {
+                let (root, _) = graph.root(id);
+                let transient = graph.tensor(root).storage == Storage::Transient;
+                // An alias of a tensor that lives already does not live twice.
+                if transient && lifetime_of[root.0 as usize].is_none() {
+                    lifetime_of[root.0 as usize] = Some(lifetimes.len());
+                    let bytes = graph.tensor(root).desc.bytes();
+                    lifetimes.push(Lifetime {
+                        tensor: Some(root),
+                        bytes,
+                        first: position,
+                        last: position,
+                        slot: 0,
+                    });
+                }
+            }
+            for &id in &node.inputs {
+                let (root, _) = graph.root(id);
+                match lifetime_of[root.0 as usize] {
+                    Some(life) => lifetimes[life].last = position,
+                    None if graph.tensor(root).storage == Storage::Transient => {
+                        return Err(Error::graph(
+                            format!("{} reads a tensor that nothing has made yet", node.op.name()),
+                            "record ops in the order in which they run",
+                        ));
+                    }
+                    None => {}
+                }
+            }
+            workspace_lives.push(
+                lowered
+                    .workspaces
+                    .iter()
+                    .map(|&bytes| {
+                        lifetimes.push(Lifetime {
+                            tensor: None,
+                            bytes,
+                            first: position,
+                            last: position,
+                            slot: 0,
+                        });
+                        lifetimes.len() - 1
+                    })
+                    .collect(),
+            );
+            steps.push(Step { node: index, dispatches: lowered.dispatches, workspaces: Vec::new() });
+        }
+        for &id in graph.kept() {
+            if let Some(life) = lifetime_of[graph.root(id).0.0 as usize] {
+                lifetimes[life].last = usize::MAX;
+            }
+        }
+        let slots = assign_slots(&mut lifetimes, options.no_sharing);
+        for (step, lives) in steps.iter_mut().zip(workspace_lives) {
+            step.workspaces =
+                lives.into_iter().map(|life| (lifetimes[life].slot, lifetimes[life].bytes)).collect();
+        }
+
+        let mut input_bytes = 0u64;
+        let mut places: Vec<Option<Place>> = vec![None; lifetime_of.len()];
+        for (id, tensor) in graph.tensors() {
+            places[id.0 as usize] = match tensor.storage {
+                Storage::Transient => {
+                    lifetime_of[id.0 as usize].map(|life| Place::Slot(lifetimes[life].slot))
+                }
+                Storage::Input => {
+                    let offset = input_bytes;
+                    input_bytes += tensor.desc.bytes().next_multiple_of(VIEW_ALIGNMENT);
+                    Some(Place::Input { offset })
+                }
+                Storage::Persistent(_) => Some(Place::Persistent { tensor: id, offset: 0 }),
+                Storage::View { .. } => None,
+            };
+        }
+        // Views come last, because their base may have been declared after them.
+        for (id, tensor) in graph.tensors() {
+            if let Storage::View { base, offset } = tensor.storage {
+                places[id.0 as usize] = match places[base.0 as usize] {
+                    Some(Place::Input { offset: first }) => Some(Place::Input { offset: first + offset }),
+                    Some(Place::Persistent { tensor, .. }) => Some(Place::Persistent { tensor, offset }),
+                    // Views of transients are aliases, and start where their base does.
+                    slot => slot,
+                };
+            }
+        }
+
+        let mut memory = Memory { inputs: input_bytes, slots: slots.iter().sum(), ..Memory::default() };
+        memory.without_sharing = lifetimes.iter().map(|life| life.bytes).sum();
+        memory.parameters = steps.iter().map(|step| step.dispatches.len() as u64 * 256).sum();
+        for (_, tensor) in graph.tensors() {
+            if let Storage::Persistent(category) = tensor.storage {
+                *memory.persistent.entry(category).or_default() += tensor.desc.bytes();
+            }
+        }
+        Ok(Self { steps, slots, input_bytes, memory, places, lifetimes })
+    }
+
+    /// Where `tensor` lives; `None` where no node that runs makes it.
+    pub fn place(&self, tensor: TensorId) -> Option<Place> {
+        self.places.get(tensor.0 as usize).copied().flatten()
+    }
+
+    /// The lives of transients and workspaces.
+    pub fn lifetimes(&self) -> &[Lifetime] {
+        &self.lifetimes
+    }
+
+    /// Kernel launches a step.
+    pub fn dispatches(&self) -> usize {
+        self.steps.iter().map(|step| step.dispatches.len()).sum()
+    }
+
+    /// Floating-point operations a step.
+    pub fn flops(&self, graph: &Graph) -> f64 {
+        self.steps
+            .iter()
+            .map(|step| {
+                let node = &graph.nodes()[step.node];
+                node.op.cost(&graph.descs(&node.inputs), &graph.descs(&node.outputs)).flops
+            })
+            .sum()
+    }
+
+    /// A table of what runs, what it touches and where that lives.
+    pub fn explain(&self, graph: &Graph) -> String {
+        Explanation { plan: self, graph }.to_string()
+    }
+}
+
+/// Nodes whose results matter: kept tensors, updates of persistent tensors, and what these need, in recorded order.
+///
+/// The recorded order is the order of execution. It is a valid one by construction, and the only one in which an op
+/// that updates a persistent tensor in place is sure to come between the reads that were recorded before and after it.
+fn live_nodes(graph: &Graph) -> Vec<usize> {
+    let mut wanted: HashSet<TensorId> = graph.kept().iter().copied().collect();
+    let persistent =
+        |id: &TensorId| matches!(graph.tensor(graph.root(*id).0).storage, Storage::Persistent(_));
+    let mut live: Vec<usize> = Vec::new();
+    for (index, node) in graph.nodes().iter().enumerate().rev() {
+        let matters = !node.op.updates().is_empty()
+            || node.outputs.iter().any(|id| wanted.contains(id) || persistent(id));
+        if matters {
+            wanted.extend(node.inputs.iter().copied());
+            live.push(index);
+        }
+    }
+    live.reverse();
+    live
+}
+
+fn check_bindings(graph: &Graph, node: &Node, caps: &Caps) -> Result<()> {
+    for &id in node.inputs.iter().chain(&node.outputs) {
+        let tensor = graph.tensor(id);
+        // Ops over whole arenas bind them in ranges; everything that was inferred for one binding must fit it.
+        let whole_arena = matches!(tensor.storage, Storage::Persistent(_)) && tensor.desc.shape.rank() == 1;
+        if tensor.desc.bytes() > caps.max_binding_bytes && !whole_arena {
+            return Err(Error::Limit {
+                what: format!(
+                    "op {} (in {}): tensor {} {} takes {} bytes; this adapter binds at most {}",
+                    node.op.name(),
+                    node.scope,
+                    tensor.name,
+                    tensor.desc,
+                    tensor.desc.bytes(),
+                    caps.max_binding_bytes
+                ),
+                hint: "use a smaller batch or a narrower network".into(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Colours lifetimes with slots, the largest first, so that a slot never grows: greedy by size, which comes within a
+/// few percent of the lower bound on training graphs (Pisarchyk and Lee 2020, arXiv 2001.03288).
+fn assign_slots(lifetimes: &mut [Lifetime], no_sharing: bool) -> Vec<u64> {
+    let mut order: Vec<usize> = (0..lifetimes.len()).collect();
+    order.sort_by_key(|&i| (std::cmp::Reverse(lifetimes[i].bytes), lifetimes[i].first, i));
+    let mut slots: Vec<u64> = Vec::new();
+    let mut tenants: Vec<Vec<(usize, usize)>> = Vec::new();
+    for i in order {
+        let (first, last) = (lifetimes[i].first, lifetimes[i].last);
+        let free = |lives: &Vec<(usize, usize)>| lives.iter().all(|&(f, l)| l < first || last < f);
+        // Slots were opened in falling size, so the last one that is free fits tightest.
+        let found = if no_sharing { None } else { tenants.iter().rposition(free) };
+        let slot = found.unwrap_or_else(|| {
+            slots.push(lifetimes[i].bytes);
+            tenants.push(Vec::new());
+            slots.len() - 1
+        });
+        tenants[slot].push((first, last));
+        lifetimes[i].slot = slot;
+    }
+    slots
+}
+
+struct Explanation<'a> {
+    plan: &'a Plan,
+    graph: &'a Graph,
+}
+
+impl fmt::Display for Explanation<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let memory = &self.plan.memory;
+        let mib = |bytes: u64| bytes as f64 / (1 << 20) as f64;
+        writeln!(
+            f,
+            "{} nodes, {} dispatches, {} slots",
+            self.plan.steps.len(),
+            self.plan.dispatches(),
+            self.plan.slots.len()
+        )?;
+        for (category, bytes) in &memory.persistent {
+            writeln!(f, "{:>10.2} MiB {category}", mib(*bytes))?;
+        }
+        writeln!(f, "{:>10.2} MiB inputs", mib(memory.inputs))?;
+        writeln!(
+            f,
+            "{:>10.2} MiB slots ({:.2} without sharing)",
+            mib(memory.slots),
+            mib(memory.without_sharing)
+        )?;
+        writeln!(f, "{:>10.2} MiB total", mib(memory.total()))?;
+        for (position, step) in self.plan.steps.iter().enumerate() {
+            let node = &self.graph.nodes()[step.node];
+            let name = |id: &TensorId| {
+                let tensor = self.graph.tensor(*id);
+                let place = match self.plan.place(*id) {
+                    Some(Place::Slot(slot)) => format!("slot {slot}"),
+                    Some(Place::Input { .. }) => "input".into(),
+                    Some(Place::Persistent { .. }) => "persistent".into(),
+                    None => "nowhere".into(),
+                };
+                format!("{} {} ({place})", tensor.name, tensor.desc)
+            };
+            let inputs: Vec<String> = node.inputs.iter().map(name).collect();
+            let outputs: Vec<String> = node.outputs.iter().map(name).collect();
+            writeln!(
+                f,
+                "{position:>5} {:<24} {:<28} {} -> {}",
+                node.op.name(),
+                node.scope,
+                inputs.join(", "),
+                outputs.join(", ")
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// The place and size of an operand of a step.
+pub(crate) fn operand_place(
+    plan: &Plan,
+    graph: &Graph,
+    step: &Step,
+    operand: Operand,
+) -> Result<(Place, u64)> {
+    let node = &graph.nodes()[step.node];
+    let tensor = match operand {
+        Operand::Input(index) => node.inputs.get(index),
+        Operand::Output(index) => node.outputs.get(index),
+        Operand::Workspace(index) => {
+            return step
+                .workspaces
+                .get(index)
+                .map(|&(slot, bytes)| (Place::Slot(slot), bytes))
+                .ok_or_else(|| missing(node, operand));
+        }
+    };
+    let id = *tensor.ok_or_else(|| missing(node, operand))?;
+    let place = plan.place(id).ok_or_else(|| missing(node, operand))?;
+    Ok((place, graph.tensor(id).desc.bytes()))
+}
+
+fn missing(node: &Node, operand: Operand) -> Error {
+    Error::graph(
+        format!("op {} binds {operand:?}, which it does not have", node.op.name()),
+        "check the op's lower function",
+    )
+}

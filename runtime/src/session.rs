@@ -1,0 +1,542 @@
+//! A plan with its buffers, pipelines and bind groups, replayed step by step.
+//!
+//! [`Session::step`] encodes the prebuilt launches into one compute pass and submits it. It creates no buffer and no
+//! bind group and never waits for the step that it submits. A few steps may be in flight; when all are, writing the
+//! inputs of the next one waits for the oldest (a *throttle*, counted apart from waits).
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use crate::counters::Counters;
+use crate::device::{Device, Pipeline};
+use crate::graph::{Graph, Storage};
+use crate::op::{Dispatch, TensorId};
+use crate::plan::{Place, Plan, PlanOptions, Step, operand_place};
+use crate::store::Store;
+use crate::{Error, HostTensor, Result};
+
+/// How to build a session.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionOptions {
+    /// How to plan.
+    pub plan: PlanOptions,
+    /// Steps that may be queued before the host waits for the oldest.
+    pub in_flight: usize,
+    /// Fill each transient with NaN before the op that makes it runs, so that an element that the op forgets to
+    /// write, or a tensor that is used after its life, is seen. Tests always do.
+    pub poison: bool,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self { plan: PlanOptions::default(), in_flight: 3, poison: false }
+    }
+}
+
+/// A prebuilt kernel launch.
+struct Launch {
+    pipeline: Arc<Pipeline>,
+    group: wgpu::BindGroup,
+    grid: [u32; 3],
+}
+
+/// Progress of an asynchronous mapping.
+#[derive(Debug, Default)]
+struct Mapping(AtomicU8);
+
+impl Mapping {
+    const PENDING: u8 = 0;
+    const READY: u8 = 1;
+    const FAILED: u8 = 2;
+
+    fn request(self: &Arc<Self>, buffer: &wgpu::Buffer, mode: wgpu::MapMode) {
+        self.0.store(Self::PENDING, Ordering::Release);
+        let state = self.clone();
+        buffer.map_async(mode, .., move |result| {
+            let value = if result.is_ok() { Self::READY } else { Self::FAILED };
+            state.0.store(value, Ordering::Release);
+        });
+    }
+
+    fn ready(&self) -> Result<bool> {
+        match self.0.load(Ordering::Acquire) {
+            Self::READY => Ok(true),
+            Self::PENDING => Ok(false),
+            _ => Err(Error::gpu("a staging buffer could not be mapped; the device may be lost")),
+        }
+    }
+}
+
+/// Staging buffers of one step in flight.
+struct Flight {
+    upload: Option<(wgpu::Buffer, Arc<Mapping>)>,
+    download: Option<(wgpu::Buffer, Arc<Mapping>)>,
+    submitted: Option<(u64, wgpu::SubmissionIndex)>,
+}
+
+/// Fetched tensors of a finished step.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// The number of the step, as [`Session::step`] returned it.
+    pub step: u64,
+    /// The fetched tensors, in the order of [`Graph::fetched`].
+    pub values: Vec<HostTensor>,
+}
+
+/// A planned graph with everything allocated, ready to run.
+pub struct Session {
+    device: Arc<Device>,
+    graph: Graph,
+    plan: Plan,
+    slots: Vec<wgpu::Buffer>,
+    persistent: HashMap<TensorId, wgpu::Buffer>,
+    inputs: Option<wgpu::Buffer>,
+    launches: Vec<Vec<Launch>>,
+    poison: Option<wgpu::Buffer>,
+    flights: Vec<Flight>,
+    next: usize,
+    written: HashMap<TensorId, bool>,
+    steps: u64,
+    download_offsets: Vec<u64>,
+    finished: VecDeque<Finished>,
+}
+
+/// A buffer, and the bytes of it that a tensor takes.
+pub(crate) struct Region<'a> {
+    pub(crate) buffer: &'a wgpu::Buffer,
+    pub(crate) offset: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Session {
+    /// Plans `graph`, allocates its slots, and takes its persistent tensors from `store` (made there if new).
+    pub fn new(graph: &Graph, store: &Store, options: SessionOptions) -> Result<Self> {
+        let device = store.device().clone();
+        let plan = Plan::new(graph, device.caps(), options.plan)?;
+        let copy = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let storage = wgpu::BufferUsages::STORAGE | copy;
+        let mut slots = Vec::with_capacity(plan.slots.len());
+        for (index, &bytes) in plan.slots.iter().enumerate() {
+            slots.push(device.buffer(&format!("slot {index}"), bytes, storage)?);
+        }
+        let mut persistent = HashMap::new();
+        let mut written = HashMap::new();
+        for (id, tensor) in graph.tensors() {
+            match tensor.storage {
+                Storage::Persistent(_) => {
+                    persistent.insert(id, store.buffer(&tensor.name, &tensor.desc)?);
+                }
+                Storage::Input => {
+                    written.insert(id, false);
+                }
+                Storage::Transient | Storage::View { .. } => {}
+            }
+        }
+        let inputs = match plan.input_bytes {
+            0 => None,
+            bytes => Some(device.buffer("inputs", bytes, storage)?),
+        };
+        let poison = match plan.slots.iter().max() {
+            Some(&bytes) if options.poison => {
+                let buffer = device.buffer("poison", bytes, storage)?;
+                let words = vec![f32::NAN; (bytes as usize).div_ceil(4)];
+                device.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&words));
+                Some(buffer)
+            }
+            _ => None,
+        };
+        let mut session = Self {
+            device,
+            graph: graph.clone(),
+            plan,
+            slots,
+            persistent,
+            inputs,
+            launches: Vec::new(),
+            poison,
+            flights: Vec::new(),
+            next: 0,
+            written,
+            steps: 0,
+            download_offsets: Vec::new(),
+            finished: VecDeque::new(),
+        };
+        session.launches = session.build_launches()?;
+        session.build_flights(options.in_flight.max(1))?;
+        session.device.check()?;
+        Ok(session)
+    }
+
+    fn build_launches(&self) -> Result<Vec<Vec<Launch>>> {
+        let alignment = self.device.uniform_alignment();
+        let mut blocks: Vec<u8> = Vec::new();
+        let mut offsets = Vec::new();
+        for dispatch in self.plan.steps.iter().flat_map(|step| &step.dispatches) {
+            let offset = (blocks.len() as u64).next_multiple_of(alignment);
+            blocks.resize(offset as usize, 0);
+            blocks.extend_from_slice(&dispatch.params);
+            // A uniform struct is as large as its fields, rounded up to 16 bytes.
+            blocks.resize(blocks.len().next_multiple_of(16), 0);
+            offsets.push((offset, (blocks.len() as u64 - offset).max(16)));
+        }
+        blocks.resize(blocks.len().max(16), 0);
+        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        let uniforms = self.device.buffer("parameter blocks", blocks.len() as u64, usage)?;
+        self.device.queue.write_buffer(&uniforms, 0, &blocks);
+
+        let mut offsets = offsets.into_iter();
+        let mut launches = Vec::with_capacity(self.plan.steps.len());
+        for step in &self.plan.steps {
+            let mut of_step = Vec::with_capacity(step.dispatches.len());
+            for dispatch in &step.dispatches {
+                let (offset, bytes) = offsets.next().unwrap_or((0, 16));
+                let block = Region { buffer: &uniforms, offset, bytes };
+                of_step.push(self.build_launch(step, dispatch, &block)?);
+            }
+            launches.push(of_step);
+        }
+        Ok(launches)
+    }
+
+    fn build_launch(&self, step: &Step, dispatch: &Dispatch, block: &Region<'_>) -> Result<Launch> {
+        let pipeline = self.device.pipeline(dispatch.kernel, &dispatch.constants)?;
+        let mut regions = vec![Region { buffer: block.buffer, offset: block.offset, bytes: block.bytes }];
+        for bound in &dispatch.bindings {
+            let (place, bytes) = operand_place(&self.plan, &self.graph, step, bound.operand)?;
+            let mut region = self.region_at(place, bytes)?;
+            if let Some((first, length)) = bound.range {
+                if first + length > bytes {
+                    return Err(Error::graph(
+                        format!(
+                            "kernel {} binds bytes {first}..{} of {bytes}",
+                            dispatch.kernel.shader,
+                            first + length
+                        ),
+                        "check the op's lower function",
+                    ));
+                }
+                region.offset += first;
+                region.bytes = length;
+            }
+            regions.push(region);
+        }
+        let entries: Vec<wgpu::BindGroupEntry<'_>> = regions
+            .iter()
+            .zip(0..)
+            .map(|(region, binding)| wgpu::BindGroupEntry {
+                binding,
+                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    buffer: region.buffer,
+                    offset: region.offset,
+                    size: std::num::NonZeroU64::new(region.bytes),
+                }),
+            })
+            .collect();
+        Counters::count(&self.device.counters.bind_groups);
+        let scope = self.device.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let group = self.device.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(dispatch.kernel.shader),
+            layout: &pipeline.layout,
+            entries: &entries,
+        });
+        if let Some(error) = pollster::block_on(scope.pop()) {
+            return Err(Error::gpu(format!("bindings of kernel {}: {error}", dispatch.kernel.shader)));
+        }
+        Ok(Launch { pipeline, group, grid: dispatch.grid })
+    }
+
+    fn build_flights(&mut self, count: usize) -> Result<()> {
+        let mut bytes = 0u64;
+        for &id in self.graph.fetched() {
+            self.download_offsets.push(bytes);
+            bytes += self.graph.tensor(id).desc.bytes().next_multiple_of(8);
+        }
+        for _ in 0..count {
+            let staging = |label: &str, bytes: u64, usage, map| -> Result<_> {
+                if bytes == 0 {
+                    return Ok(None);
+                }
+                let buffer = self.device.buffer(label, bytes, usage)?;
+                let mapping = Arc::new(Mapping::default());
+                if map {
+                    mapping.request(&buffer, wgpu::MapMode::Write);
+                }
+                Ok(Some((buffer, mapping)))
+            };
+            let write = wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC;
+            let read = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+            let upload = staging("upload", self.plan.input_bytes, write, true)?;
+            let download = staging("download", bytes, read, false)?;
+            self.flights.push(Flight { upload, download, submitted: None });
+        }
+        self.device.poll()
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The graph.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    fn region_at(&self, place: Place, bytes: u64) -> Result<Region<'_>> {
+        let lost = || Error::graph("a planned buffer is missing", "this is a fault of the planner");
+        let (buffer, offset) = match place {
+            Place::Slot(slot) => (self.slots.get(slot).ok_or_else(lost)?, 0),
+            Place::Input { offset } => (self.inputs.as_ref().ok_or_else(lost)?, offset),
+            Place::Persistent { tensor, offset } => (self.persistent.get(&tensor).ok_or_else(lost)?, offset),
+        };
+        Ok(Region { buffer, offset, bytes })
+    }
+
+    pub(crate) fn region(&self, tensor: TensorId) -> Result<Region<'_>> {
+        let info = self.graph.tensor(tensor);
+        let place = self.plan.place(tensor).ok_or_else(|| {
+            Error::graph(
+                format!("{} is not computed by this plan", info.name),
+                "keep it, or something that depends on it",
+            )
+        })?;
+        self.region_at(place, info.desc.bytes())
+    }
+
+    /// Makes the staging buffers of the next step writable, waiting for the oldest step in flight if need be.
+    fn prepare(&mut self) -> Result<()> {
+        let Some(flight) = self.flights.get(self.next) else { return Ok(()) };
+        let Some((_, submission)) = &flight.submitted else {
+            return self.wait_until_mapped(None);
+        };
+        self.device.poll()?;
+        if !flight_ready(flight)? {
+            Counters::count(&self.device.counters.throttles);
+            let submission = submission.clone();
+            self.wait_until_mapped(Some(submission))?;
+        }
+        self.collect(self.next)
+    }
+
+    fn wait_until_mapped(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
+        let Some(flight) = self.flights.get(self.next) else { return Ok(()) };
+        if let Some(submission) = submission {
+            self.device.wait(Some(submission))?;
+        } else if flight_ready(flight)? {
+            return Ok(());
+        } else {
+            // A fresh staging buffer: its mapping needs no work of the GPU, only a poll.
+            self.device.poll()?;
+        }
+        if flight_ready(flight)? {
+            return Ok(());
+        }
+        Err(Error::gpu("a finished step's staging buffers did not become mapped"))
+    }
+
+    /// Takes the results of a finished flight out of its staging buffer.
+    fn collect(&mut self, index: usize) -> Result<()> {
+        let Some(flight) = self.flights.get_mut(index) else { return Ok(()) };
+        let Some((step, _)) = flight.submitted.take() else { return Ok(()) };
+        let Some((buffer, _)) = &flight.download else { return Ok(()) };
+        let mut values = Vec::with_capacity(self.download_offsets.len());
+        {
+            let view = buffer.get_mapped_range(..).map_err(|error| Error::gpu(error.to_string()))?;
+            for (&id, &offset) in self.graph.fetched().iter().zip(&self.download_offsets) {
+                let desc = &self.graph.tensor(id).desc;
+                let bytes = view.get(offset as usize..(offset + desc.bytes()) as usize).unwrap_or(&[]);
+                values.push(HostTensor::from_bytes(desc, bytes)?);
+            }
+        }
+        buffer.unmap();
+        self.finished.push_back(Finished { step, values });
+        Ok(())
+    }
+
+    /// Sets an input of the next step.
+    pub fn write(&mut self, input: TensorId, bytes: &[u8]) -> Result<()> {
+        let info = self.graph.tensor(input);
+        let (name, want) = (info.name.clone(), info.desc.bytes());
+        let Some(Place::Input { offset }) = self.plan.place(input) else {
+            return Err(Error::graph(
+                format!("{name} is not an input"),
+                "write persistent tensors in the store",
+            ));
+        };
+        if bytes.len() as u64 != want {
+            return Err(Error::graph(
+                format!("input {name} {} takes {want} bytes; found {}", info.desc, bytes.len()),
+                "write the whole tensor",
+            ));
+        }
+        if self.written.values().all(|written| !written) {
+            self.prepare()?;
+        }
+        let Some((buffer, _)) = self.flights.get(self.next).and_then(|flight| flight.upload.as_ref()) else {
+            return Ok(());
+        };
+        let mut view = buffer
+            .get_mapped_range_mut(offset..offset + want)
+            .map_err(|error| Error::gpu(error.to_string()))?;
+        view.copy_from_slice(bytes);
+        self.written.insert(input, true);
+        Ok(())
+    }
+
+    /// Submits a step with the inputs written since the last one. Every input must have been written.
+    /// Returns the step's number, counted from 0.
+    pub fn step(&mut self) -> Result<u64> {
+        if self.written.is_empty() {
+            self.prepare()?;
+        }
+        if let Some((&id, _)) = self.written.iter().find(|(_, written)| !**written) {
+            return Err(Error::graph(
+                format!("input {} was not written before the step", self.graph.tensor(id).name),
+                "write every input before every step",
+            ));
+        }
+        let mut encoder =
+            self.device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        self.encode_upload(&mut encoder);
+        if self.poison.is_some() {
+            for position in 0..self.launches.len() {
+                self.encode_poison(&mut encoder, position);
+                self.encode_node(&mut encoder, position, None);
+            }
+        } else {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            for launch in self.launches.iter().flatten() {
+                run(&mut pass, launch);
+            }
+        }
+        if let Some((buffer, _)) = self.flights.get(self.next).and_then(|flight| flight.download.as_ref()) {
+            for (&id, &offset) in self.graph.fetched().iter().zip(&self.download_offsets) {
+                let region = self.region(id)?;
+                encoder.copy_buffer_to_buffer(region.buffer, region.offset, buffer, offset, region.bytes);
+            }
+        }
+        let submission = self.device.submit(encoder)?;
+        let step = self.steps;
+        if let Some(flight) = self.flights.get_mut(self.next) {
+            if let Some((buffer, mapping)) = &flight.upload {
+                mapping.request(buffer, wgpu::MapMode::Write);
+            }
+            if let Some((buffer, mapping)) = &flight.download {
+                mapping.request(buffer, wgpu::MapMode::Read);
+            }
+            flight.submitted = Some((step, submission));
+        }
+        self.next = (self.next + 1) % self.flights.len().max(1);
+        self.written.values_mut().for_each(|written| *written = false);
+        self.steps += 1;
+        Ok(step)
+    }
+
+    /// Uploads the inputs written for the next step without running it.
+    pub(crate) fn upload_only(&mut self) -> Result<()> {
+        let mut encoder =
+            self.device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        self.encode_upload(&mut encoder);
+        self.device.submit(encoder)?;
+        if let Some((buffer, mapping)) = self.flights.get(self.next).and_then(|flight| flight.upload.as_ref())
+        {
+            mapping.request(buffer, wgpu::MapMode::Write);
+        }
+        self.written.values_mut().for_each(|written| *written = false);
+        self.device.finish()
+    }
+
+    /// Unmaps the written staging buffer and copies it to the inputs.
+    pub(crate) fn encode_upload(&self, encoder: &mut wgpu::CommandEncoder) {
+        let staged = self.flights.get(self.next).and_then(|flight| flight.upload.as_ref());
+        if let (Some((buffer, _)), Some(inputs)) = (staged, &self.inputs) {
+            buffer.unmap();
+            encoder.copy_buffer_to_buffer(buffer, 0, inputs, 0, self.plan.input_bytes);
+        }
+    }
+
+    fn encode_poison(&self, encoder: &mut wgpu::CommandEncoder, position: usize) {
+        let Some(poison) = &self.poison else { return };
+        for life in self.plan.lifetimes().iter().filter(|life| life.first == position) {
+            if let Some(slot) = self.slots.get(life.slot) {
+                encoder.copy_buffer_to_buffer(poison, 0, slot, 0, life.bytes.next_multiple_of(4));
+            }
+        }
+    }
+
+    /// Encodes one node in a pass of its own.
+    pub(crate) fn encode_node(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        position: usize,
+        timestamps: Option<wgpu::ComputePassTimestampWrites<'_>>,
+    ) {
+        let mut pass = encoder
+            .begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes: timestamps });
+        for launch in self.launches.get(position).into_iter().flatten() {
+            run(&mut pass, launch);
+        }
+    }
+
+    /// Results of steps that have finished by now, oldest first. Does not wait.
+    pub fn finished(&mut self) -> Result<Vec<Finished>> {
+        self.device.poll()?;
+        for offset in 0..self.flights.len() {
+            // From the oldest flight on, so that results come in order.
+            let index = (self.next + offset) % self.flights.len();
+            let Some(flight) = self.flights.get(index) else { continue };
+            if flight.submitted.is_some() {
+                if !flight_ready(flight)? {
+                    break;
+                }
+                self.collect(index)?;
+            }
+        }
+        Ok(self.finished.drain(..).collect())
+    }
+
+    /// Waits for all steps in flight and returns their results, oldest first.
+    pub fn flush(&mut self) -> Result<Vec<Finished>> {
+        self.device.finish()?;
+        self.finished()
+    }
+
+    /// Writes all inputs, runs one step, waits, and returns the fetched tensors.
+    pub fn run(&mut self, inputs: &[(TensorId, &HostTensor)]) -> Result<Vec<HostTensor>> {
+        for (id, value) in inputs {
+            self.write(*id, value.bytes())?;
+        }
+        let step = self.step()?;
+        let results = self.flush()?;
+        Ok(results.into_iter().find(|done| done.step == step).map(|done| done.values).unwrap_or_default())
+    }
+
+    /// Reads a kept or persistent tensor back, waiting for the GPU.
+    pub fn read(&self, tensor: TensorId) -> Result<HostTensor> {
+        let region = self.region(tensor)?;
+        let bytes = self.device.read(region.buffer, region.offset, region.bytes)?;
+        HostTensor::from_bytes(&self.graph.tensor(tensor).desc, &bytes)
+    }
+}
+
+fn flight_ready(flight: &Flight) -> Result<bool> {
+    let upload = flight.upload.as_ref().map_or(Ok(true), |(_, mapping)| mapping.ready())?;
+    let download = match (&flight.submitted, &flight.download) {
+        (Some(_), Some((_, mapping))) => mapping.ready()?,
+        _ => true,
+    };
+    Ok(upload && download)
+}
+
+fn run(pass: &mut wgpu::ComputePass<'_>, launch: &Launch) {
+    let [x, y, z] = launch.grid;
+    pass.set_pipeline(&launch.pipeline.pipeline);
+    pass.set_bind_group(0, &launch.group, &[]);
+    pass.dispatch_workgroups(x, y, z);
+}

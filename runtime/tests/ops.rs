@@ -1,0 +1,79 @@
+//! Every op over its cases: kernels against declarations, the GPU against the reference with the shader checks on and
+//! off, gradients against finite differences. `EPL_OPS=name,name` limits the run to some ops.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use epl_runtime::case::OpEntry;
+use epl_runtime::check::{check_kernel, run_case, run_gradient, select};
+use epl_runtime::ops::REGISTRY;
+use epl_runtime::{Device, DeviceOptions};
+
+fn chosen() -> Vec<&'static OpEntry> {
+    let names = std::env::var("EPL_OPS").unwrap_or_default();
+    let names: Vec<String> = names.split(',').filter(|name| !name.is_empty()).map(String::from).collect();
+    select(REGISTRY, &names).expect("EPL_OPS names ops")
+}
+
+#[test]
+fn the_registry_is_sorted_and_every_op_has_cases() {
+    assert!(REGISTRY.windows(2).all(|pair| pair[0].name < pair[1].name), "sort ops::REGISTRY by name");
+    for entry in REGISTRY {
+        let cases = (entry.cases)();
+        assert!(cases.iter().any(|case| !case.perf), "{} has no case", entry.name);
+        for case in cases {
+            assert_eq!(case.op.name(), entry.name, "a case of {} is of another op", entry.name);
+        }
+    }
+}
+
+#[test]
+fn declarations_match_the_shaders() {
+    for entry in chosen() {
+        for kernel in entry.kernels {
+            let faults = check_kernel(kernel);
+            assert!(faults.is_empty(), "{}: {}", kernel.shader, faults.join("; "));
+        }
+    }
+}
+
+fn gpu_matches_reference(shader_checks: bool) {
+    let device = Device::open(&DeviceOptions { shader_checks, ..DeviceOptions::default() }).unwrap();
+    let mut failures = Vec::new();
+    for entry in chosen() {
+        for case in (entry.cases)().iter().filter(|case| !case.perf) {
+            match run_case(&device, case) {
+                Ok(worst) if worst.passes() => {}
+                Ok(worst) => failures.push(format!("{} / {}: {worst:?}", entry.name, case.label)),
+                Err(error) => failures.push(format!("{} / {}: {error}", entry.name, case.label)),
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{} cases failed:\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn gpu_matches_reference_with_shader_checks() {
+    gpu_matches_reference(true);
+}
+
+#[test]
+fn gpu_matches_reference_without_shader_checks() {
+    gpu_matches_reference(false);
+}
+
+#[test]
+fn gradients_match_finite_differences() {
+    let mut failures = Vec::new();
+    for entry in chosen() {
+        for case in (entry.cases)().iter().filter(|case| !case.perf) {
+            match run_gradient(case) {
+                Ok(Some(worst)) if !worst.passes() => {
+                    failures.push(format!("{} / {}: {worst:?}", entry.name, case.label));
+                }
+                Ok(_) => {}
+                Err(error) => failures.push(format!("{} / {}: {error}", entry.name, case.label)),
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{} cases failed:\n{}", failures.len(), failures.join("\n"));
+}

@@ -1,0 +1,3 @@
+//! Where training and evaluation pictures come from.
+
+pub mod synth;
