@@ -94,12 +94,10 @@ impl Embed {
         let count = sources.len();
         let mut embedder = Embedder::new(&model, BATCH.min(count))?;
         let bar = progress(count);
-        let embeddings = embedder.embed(
-            count,
-            &|index| sources.load(index),
-            self.flip == Flip::Sum,
-            &mut |done| bar.set_position(done as u64),
-        )?;
+        let embeddings =
+            embedder.embed(count, &|index| sources.load(index), self.flip == Flip::Sum, &mut |done| {
+                bar.set_position(done as u64)
+            })?;
         bar.finish_and_clear();
 
         let dimension = embedder.dimension();

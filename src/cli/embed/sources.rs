@@ -35,7 +35,9 @@ impl Source {
         }
         // What is not a record file is taken for an image; decoding tells.
         match path.extension() {
-            Some(extension) if extension.eq_ignore_ascii_case("rec") || extension.eq_ignore_ascii_case("idx") => {
+            Some(extension)
+                if extension.eq_ignore_ascii_case("rec") || extension.eq_ignore_ascii_case("idx") =>
+            {
                 Ok(Self::Labelled(data::open(path, options)?))
             }
             _ => Ok(Self::Files(vec![path.to_path_buf()])),
@@ -66,7 +68,12 @@ impl Sources {
         }
         if len == 0 {
             let places: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
-            return Err(Error::data(places.join(", "), "no image", "at least one", "name images or folders of them"));
+            return Err(Error::data(
+                places.join(", "),
+                "no image",
+                "at least one",
+                "name images or folders of them",
+            ));
         }
         Ok(Self { sources, len, options })
     }
@@ -95,7 +102,9 @@ impl Sources {
             (Source::Files(paths), at) => {
                 let path = paths.get(at).map_or(Path::new(""), PathBuf::as_path);
                 let encoded = std::fs::read(path).map_err(|source| Error::io(path, source))?;
-                decode::decode(&encoded, self.options.size, self.options.resize, || path.display().to_string())
+                decode::decode(&encoded, self.options.size, self.options.resize, || {
+                    path.display().to_string()
+                })
             }
         }
     }
