@@ -45,6 +45,9 @@ static EPL_UPDATE: Kernel = Kernel {
 /// The registry's entry.
 pub const ENTRY: OpEntry = OpEntry { name: "epl_update", cases, kernels: &[&EPL_UPDATE] };
 
+/// Invocations that share a sample.
+const WORKGROUP: f64 = 128.0;
+
 /// The least norm by which the new prototype is divided.
 const NORM_EPSILON: f64 = 1e-12;
 
@@ -125,10 +128,9 @@ impl Op for UpdatePrototypes {
             },
             sequential: u32::from(self.duplicates == Duplicates::Sequential),
         };
-        let workgroup = if lowering.caps().cpu { 32.0 } else { 128.0 };
         let grid = lowering.fold(x.dim(0))?;
         let operands = [Operand::Input(1), Operand::Input(2), Operand::Input(0)];
-        lowering.dispatch(&EPL_UPDATE, &[("WORKGROUP", workgroup)], &params, &operands, grid)
+        lowering.dispatch(&EPL_UPDATE, &[("WORKGROUP", WORKGROUP)], &params, &operands, grid)
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {

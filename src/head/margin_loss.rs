@@ -13,7 +13,7 @@ use epl_runtime::kernel::{Kernel, ParamBlock, read, write};
 use epl_runtime::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_many, push_one};
 use epl_runtime::{Error, Result, TensorDesc};
 
-use super::rows::{Rows, check_finite, check_per_row, check_scale, label, sigmoid, softplus, workgroup};
+use super::rows::{Rows, WORKGROUP, check_finite, check_per_row, check_scale, label, sigmoid, softplus};
 use super::settings::ArcMode;
 
 epl_runtime::param_block! {
@@ -184,7 +184,7 @@ impl Op for MarginLoss {
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
         let params = self.params(lowering)?;
         let grid = lowering.fold(params.rows as usize)?;
-        let constants = [("WORKGROUP", workgroup(lowering.caps()) as f64)];
+        let constants = [("WORKGROUP", WORKGROUP)];
         let operands = [
             Operand::Input(0),
             Operand::Input(1),
@@ -263,7 +263,7 @@ impl Op for MarginLossGrad {
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
         let params = self.0.params(lowering)?;
         let grid = lowering.fold(params.rows as usize)?;
-        let constants = [("WORKGROUP", workgroup(lowering.caps()) as f64)];
+        let constants = [("WORKGROUP", WORKGROUP)];
         let operands = [
             Operand::Input(0),
             Operand::Input(1),

@@ -14,7 +14,7 @@ use epl_runtime::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, p
 use epl_runtime::ops::sum_rows;
 use epl_runtime::{Error, Result, TensorDesc};
 
-use super::rows::{Rows, check_finite, check_per_row, check_scale, label, sigmoid, softplus, workgroup};
+use super::rows::{Rows, WORKGROUP, check_finite, check_per_row, check_scale, label, sigmoid, softplus};
 
 epl_runtime::param_block! {
     /// Parameters of `uniface_loss.wgsl` and `uniface_loss_grad.wgsl`.
@@ -138,7 +138,7 @@ impl Op for UniFaceLoss {
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
         let params = self.params(lowering)?;
         let grid = lowering.fold(params.rows as usize)?;
-        let constants = [("WORKGROUP", workgroup(lowering.caps()) as f64)];
+        let constants = [("WORKGROUP", WORKGROUP)];
         let operands = [Operand::Input(0), Operand::Input(1), Operand::Input(2), Operand::Output(0)];
         lowering.dispatch(&UNIFACE_LOSS, &constants, &params, &operands, grid)
     }
@@ -199,7 +199,7 @@ impl Op for UniFaceLossGrad {
         let params = self.0.params(lowering)?;
         let rows = params.rows as usize;
         let grid = lowering.fold(rows)?;
-        let constants = [("WORKGROUP", workgroup(lowering.caps()) as f64)];
+        let constants = [("WORKGROUP", WORKGROUP)];
         let partial = lowering.workspace(4 * u64::from(params.rows));
         let operands = [
             Operand::Input(0),
