@@ -1,7 +1,14 @@
 //! Face recognition training with empirical prototype learning, on any GPU that wgpu reaches.
+//!
+//! Layers, lowest first; a lower one never names a higher one: [`head`]; [`data`],
+//! [`config`]; [`eval`]; [`report`]; [`train`]; and the command line.
 
+pub mod config;
 pub mod data;
 pub mod error;
+pub mod eval;
 pub mod head;
+pub mod report;
+pub mod train;
 
 pub use error::{Error, Result};

@@ -43,3 +43,32 @@ impl Caps {
         max_workgroup_bytes: 16_384,
     };
 }
+
+impl Caps {
+    /// The byte ranges `(offset, length)` by which a tensor of `bytes` bytes is bound: one where it fits a binding,
+    /// else as few as possible. Every offset is aligned as bindings, and vectors of four elements, must be.
+    pub fn ranges(&self, bytes: u64) -> Vec<(u64, u64)> {
+        let alignment = self.range_alignment();
+        let step = (self.max_binding_bytes / alignment).max(1) * alignment;
+        (0..bytes.div_ceil(step)).map(|i| (i * step, step.min(bytes - i * step))).collect()
+    }
+
+    /// The alignment of a range's offset in bytes: that of bindings, and at least a vector of four elements.
+    pub fn range_alignment(&self) -> u64 {
+        self.offset_alignment.max(16)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_cover_without_overlap() {
+        let caps = Caps { max_binding_bytes: 1000, offset_alignment: 256, ..Caps::WEBGPU };
+        assert_eq!(caps.ranges(4), [(0, 4)]);
+        assert_eq!(caps.ranges(768), [(0, 768)]);
+        assert_eq!(caps.ranges(772), [(0, 768), (768, 4)]);
+        assert_eq!(caps.ranges(2000), [(0, 768), (768, 768), (1536, 464)]);
+    }
+}

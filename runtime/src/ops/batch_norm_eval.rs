@@ -1,0 +1,247 @@
+//! Batch normalisation with given statistics (evaluation, or frozen layers), and its gradient.
+//!
+//! `y = (x - mean) / sqrt(var + eps) * weight + bias`, with `x` of shape `[..., C]` and the others `[C]`.
+//! Differentiable with respect to `x` and `bias`; the statistics are constants.
+
+use crate::case::{Case, OpEntry, normal, uniform};
+use crate::host::Array;
+use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_one};
+use crate::ops::batch_norm::{TILE, check, example, walk};
+use crate::ops::sum_rows::sum_rows;
+use crate::{Error, Result, Shape, TensorDesc};
+
+crate::param_block! {
+    /// Parameters of `batch_norm_eval.wgsl` and `batch_norm_eval_grad.wgsl`.
+    pub struct BatchNormEvalParams {
+        /// Rows of `x`, all dimensions but the innermost.
+        rows: u32,
+        /// Channels, the innermost dimension.
+        channels: u32,
+        /// Rows that one workgroup walks.
+        rows_per_split: u32,
+        /// Added to the variance.
+        eps: f32,
+    }
+}
+
+static EVAL: Kernel = Kernel {
+    shader: "batch_norm_eval",
+    entry: "main",
+    params: BatchNormEvalParams::FIELDS,
+    bindings: &[read("x"), read("weight"), read("bias"), read("mean"), read("variance"), write("y")],
+    constants: &["COLUMNS", "LANES"],
+    subgroups: false,
+};
+
+static EVAL_GRAD: Kernel = Kernel {
+    shader: "batch_norm_eval_grad",
+    entry: "main",
+    params: BatchNormEvalParams::FIELDS,
+    bindings: &[read("weight"), read("variance"), read("dy"), write("dx")],
+    constants: &["COLUMNS", "LANES"],
+    subgroups: false,
+};
+
+/// The registry's entry for [`BatchNormEval`].
+pub const ENTRY: OpEntry = OpEntry { name: "batch_norm_eval", cases, kernels: &[&EVAL] };
+/// The registry's entry for [`BatchNormEvalGrad`].
+pub const GRAD_ENTRY: OpEntry =
+    OpEntry { name: "batch_norm_eval_grad", cases: grad_cases, kernels: &[&EVAL_GRAD] };
+
+/// Records batch normalisation with given statistics: `x` `[..., C]`; `weight`, `bias`, `mean`, `var` `[C]` ->
+/// `[..., C]`.
+pub fn batch_norm_eval(
+    record: &mut dyn Record,
+    x: TensorId,
+    weight: TensorId,
+    bias: TensorId,
+    mean: TensorId,
+    var: TensorId,
+    eps: f32,
+) -> Result<TensorId> {
+    push_one(record, BatchNormEval { eps }, &[x, weight, bias, mean, var])
+}
+
+/// The launch of both kernels over `x`.
+fn launch(lowering: &Lowering<'_>, x: &Shape, eps: f32) -> Result<(BatchNormEvalParams, [u32; 3])> {
+    let (_, walk, grid) = walk(lowering, x)?;
+    let params = BatchNormEvalParams {
+        rows: walk.rows,
+        channels: walk.channels,
+        rows_per_split: walk.rows_per_split,
+        eps,
+    };
+    Ok((params, grid))
+}
+
+/// The op `batch_norm_eval`: `x, weight, bias, mean, var -> y`.
+#[derive(Debug, Clone, Copy)]
+pub struct BatchNormEval {
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+impl Op for BatchNormEval {
+    fn name(&self) -> &'static str {
+        "batch_norm_eval"
+    }
+
+    fn infer(&self, inputs: &[TensorDesc]) -> Result<Vec<TensorDesc>> {
+        let [x, weight, bias, mean, var] = inputs else {
+            return Err(Error::shape(
+                "batch_norm_eval",
+                format!("{} inputs", inputs.len()),
+                "x, weight, bias, mean, var",
+            ));
+        };
+        let vectors = [("weight", weight), ("bias", bias), ("mean", mean), ("var", var)];
+        check("batch_norm_eval", x, &vectors)?;
+        Ok(vec![x.clone()])
+    }
+
+    fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
+        let (params, grid) = launch(lowering, &lowering.input(0)?.shape, self.eps)?;
+        let operands = [
+            Operand::Input(0),
+            Operand::Input(1),
+            Operand::Input(2),
+            Operand::Input(3),
+            Operand::Input(4),
+            Operand::Output(0),
+        ];
+        lowering.dispatch(&EVAL, &TILE, &params, &operands, grid)
+    }
+
+    fn gradient(&self, gradient: &mut Gradient<'_>) -> Result<()> {
+        let Some(dy) = gradient.upstream(0) else { return Ok(()) };
+        for (index, name) in [(1, "weight"), (3, "mean"), (4, "var")] {
+            if gradient.needs(index) {
+                return Err(Error::graph(
+                    format!("op batch_norm_eval has no gradient with respect to {name}"),
+                    "keep that tensor constant, or train with the statistics of the batch (batch_norm_train)",
+                ));
+            }
+        }
+        if gradient.needs(0) {
+            let (weight, var) = (gradient.input(1)?, gradient.input(4)?);
+            let op = BatchNormEvalGrad { eps: self.eps };
+            let dx = push_one(gradient.record(), op, &[weight, var, dy])?;
+            gradient.set(0, dx);
+        }
+        if gradient.needs(2) {
+            let dbias = sum_rows(gradient.record(), dy, 1.0)?;
+            gradient.set(2, dbias);
+        }
+        Ok(())
+    }
+
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        let [x, weight, bias, mean, var] = inputs else { return Vec::new() };
+        let channels = weight.data.len();
+        vec![Array::from_fn(x.shape.clone(), |i| {
+            let c = i % channels;
+            let deviation = (var.data[c] + f64::from(self.eps)).sqrt();
+            (x.data[i] - mean.data[c]) / deviation * weight.data[c] + bias.data[c]
+        })]
+    }
+
+    fn cost(&self, inputs: &[TensorDesc], outputs: &[TensorDesc]) -> Cost {
+        let elements = inputs.first().map_or(0, |x| x.shape.elements());
+        Cost::once(3.0 * elements as f64, inputs, outputs)
+    }
+}
+
+/// The op `batch_norm_eval_grad`: `weight, var, dy -> dx = dy * weight / sqrt(var + eps)`.
+#[derive(Debug, Clone, Copy)]
+pub struct BatchNormEvalGrad {
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+impl Op for BatchNormEvalGrad {
+    fn name(&self) -> &'static str {
+        "batch_norm_eval_grad"
+    }
+
+    fn infer(&self, inputs: &[TensorDesc]) -> Result<Vec<TensorDesc>> {
+        let [weight, var, dy] = inputs else {
+            return Err(Error::shape(
+                "batch_norm_eval_grad",
+                format!("{} inputs", inputs.len()),
+                "weight, var, dy",
+            ));
+        };
+        check("batch_norm_eval_grad", dy, &[("weight", weight), ("var", var)])?;
+        Ok(vec![dy.clone()])
+    }
+
+    fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
+        let (params, grid) = launch(lowering, &lowering.input(2)?.shape, self.eps)?;
+        let operands = [Operand::Input(0), Operand::Input(1), Operand::Input(2), Operand::Output(0)];
+        lowering.dispatch(&EVAL_GRAD, &TILE, &params, &operands, grid)
+    }
+
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        let [weight, var, dy] = inputs else { return Vec::new() };
+        let channels = weight.data.len();
+        vec![Array::from_fn(dy.shape.clone(), |i| {
+            let c = i % channels;
+            dy.data[i] * weight.data[c] / (var.data[c] + f64::from(self.eps)).sqrt()
+        })]
+    }
+
+    fn cost(&self, inputs: &[TensorDesc], outputs: &[TensorDesc]) -> Cost {
+        let elements = outputs.first().map_or(0, |dx| dx.shape.elements());
+        Cost::once(elements as f64, inputs, outputs)
+    }
+}
+
+const SHAPES: [(&str, &[usize]); 5] = [
+    ("one row", &[1, 5]),
+    ("images, odd sizes", &[2, 3, 5, 9]),
+    ("one channel", &[1031, 1]),
+    ("a tile and one", &[129, 65]),
+    ("perf", &[32, 28, 28, 128]),
+];
+
+fn cases() -> Vec<Case> {
+    let case = |label: &str, shape: &[usize]| {
+        let case = Case::new(label, BatchNormEval { eps: 1e-5 }, example(shape, 0.5));
+        match shape.iter().product::<usize>() {
+            0..300 => case.differentiate(&[0, 2]),
+            300..100_000 => case,
+            _ => case.perf(),
+        }
+    };
+    SHAPES.into_iter().map(|(label, shape)| case(label, shape)).collect()
+}
+
+fn grad_cases() -> Vec<Case> {
+    let case = |label: &str, shape: &[usize]| {
+        let channels = shape.last().copied().unwrap_or(1);
+        let inputs = vec![
+            uniform([channels], 0.5, 1.5, 1),
+            uniform([channels], 0.5, 2.0, 2),
+            normal(shape.to_vec(), 1.0, 3),
+        ];
+        let case = Case::new(label, BatchNormEvalGrad { eps: 1e-5 }, inputs);
+        if shape.iter().product::<usize>() < 100_000 { case } else { case.perf() }
+    };
+    SHAPES.into_iter().map(|(label, shape)| case(label, shape)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::run_gradient;
+
+    #[test]
+    fn a_gradient_that_does_not_exist_is_named() {
+        for (input, name) in [(1, "weight"), (3, "mean"), (4, "var")] {
+            let case = Case::new("constant", BatchNormEval { eps: 1e-5 }, example(&[4, 3], 0.0));
+            let error = run_gradient(&case.differentiate(&[input])).unwrap_err().to_string();
+            assert!(error.ends_with(name), "{error}");
+        }
+    }
+}

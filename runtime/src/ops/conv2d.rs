@@ -1,0 +1,174 @@
+//! 2-D convolution (cross-correlation) without bias.
+//!
+//! `y[n, oy, ox, o] = sum over ky, kx, i of x[n, oy * stride + ky - top, ox * stride + kx - left, i] * weight[ky, kx, i, o]`
+//! with zeros outside x. x `[N, H, W, Cin]`, weight `[KH, KW, Cin / groups, Cout]`, y `[N, OH, OW, Cout]`, where
+//! `OH = (H + top + bottom - KH) / stride + 1`, rounded down. Input and output channels are divided into `groups`, each
+//! a convolution of its own.
+
+use crate::case::{Case, OpEntry};
+use crate::host::Array;
+use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_one};
+use crate::ops::conv2d_cases;
+use crate::ops::conv2d_grad_input::Conv2dGradInput;
+use crate::ops::conv2d_grad_weight::Conv2dGradWeight;
+use crate::ops::convolution::{
+    Channels, DirectParams, Geometry, PAD, Path, ProductParams, SUBGROUP, TILED, Variant, lower_direct,
+    lower_product,
+};
+use crate::{Error, Result, TensorDesc};
+
+static DIRECT: Kernel = Kernel {
+    shader: "conv2d_direct",
+    entry: "main",
+    params: DirectParams::FIELDS,
+    bindings: &[read("x"), read("weight"), write("y")],
+    constants: &["WORKGROUP"],
+    subgroups: false,
+};
+
+/// The registry's entry.
+pub const ENTRY: OpEntry = OpEntry { name: "conv2d", cases, kernels: &[&TILED, &SUBGROUP, &DIRECT, &PAD] };
+
+/// Records `conv2d(x, weight)`: x `[N, H, W, Cin]`, weight `[KH, KW, Cin / groups, Cout]` -> `[N, OH, OW, Cout]`.
+pub fn conv2d(
+    record: &mut dyn Record,
+    x: TensorId,
+    weight: TensorId,
+    attributes: Conv2d,
+) -> Result<TensorId> {
+    push_one(record, attributes, &[x, weight])
+}
+
+/// The op `conv2d`, and the attributes of a convolution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conv2d {
+    /// Pixels between neighbouring windows, along height and width.
+    pub stride: [usize; 2],
+    /// Zeros around x: top, bottom, left, right.
+    pub padding: [usize; 4],
+    /// Groups of channels; as many as input channels make a depthwise convolution.
+    pub groups: usize,
+    /// Which kernels to use.
+    pub variant: Variant,
+}
+
+impl Default for Conv2d {
+    /// Stride 1, no padding, one group.
+    fn default() -> Self {
+        Self { stride: [1, 1], padding: [0; 4], groups: 1, variant: Variant::Auto }
+    }
+}
+
+impl Op for Conv2d {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn infer(&self, inputs: &[TensorDesc]) -> Result<Vec<TensorDesc>> {
+        let [x, weight] = inputs else {
+            return Err(Error::shape("conv2d", format!("{} inputs", inputs.len()), "x, weight"));
+        };
+        let geometry = Geometry::check("conv2d", self, x, weight)?;
+        Ok(vec![TensorDesc::f32(geometry.out_shape())])
+    }
+
+    fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
+        let geometry = Geometry::of(self, &lowering.input(0)?.shape, &lowering.input(1)?.shape);
+        let path = geometry.path(self.variant, lowering.caps());
+        let (x, weight, y) = (Operand::Input(0), Operand::Input(1), Operand::Output(0));
+        if path == Path::Direct {
+            let len = geometry.out_pixels() * geometry.out_channels();
+            return lower_direct(lowering, &DIRECT, &geometry, len, [x, weight, y]);
+        }
+        let aligned = geometry.aligned();
+        let activations = |of: &Geometry| {
+            let x = Channels::activations(of.in_pixels(), of.groups, of.group_in);
+            (x, Channels::activations(of.out_pixels(), of.groups, of.group_out))
+        };
+        let ((x_is, y_is), (x_aligned, y_aligned)) = (activations(&geometry), activations(&aligned));
+        let x = x_is.pad(lowering, x, &x_aligned)?;
+        let weight = Channels::weights(&geometry).pad(lowering, weight, &Channels::weights(&aligned))?;
+        let to = y_is.target(lowering, y, &y_aligned);
+        let params = forward_params(lowering, &aligned)?;
+        lower_product(lowering, path, params, aligned.groups, [x, weight, to])?;
+        y_aligned.copy(lowering, to, y, &y_is)
+    }
+
+    fn gradient(&self, gradient: &mut Gradient<'_>) -> Result<()> {
+        let Some(dy) = gradient.upstream(0) else { return Ok(()) };
+        let (x, weight) = (gradient.input(0)?, gradient.input(1)?);
+        if gradient.needs(0) {
+            let shape = &gradient.record().desc(x).shape;
+            let op = Conv2dGradInput { conv: *self, input: [shape.dim(1), shape.dim(2)] };
+            let dx = push_one(gradient.record(), op, &[weight, dy])?;
+            gradient.set(0, dx);
+        }
+        if gradient.needs(1) {
+            let shape = &gradient.record().desc(weight).shape;
+            let op = Conv2dGradWeight { conv: *self, kernel: [shape.dim(0), shape.dim(1)] };
+            let dw = push_one(gradient.record(), op, &[x, dy])?;
+            gradient.set(1, dw);
+        }
+        Ok(())
+    }
+
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        let (x, weight) = (&inputs[0], &inputs[1]);
+        let geometry = Geometry::of(self, &x.shape, &weight.shape);
+        let mut y = Array::zeros(geometry.out_shape());
+        geometry.for_each_term(|i, j, k| y.data[k] += x.data[i] * weight.data[j]);
+        vec![y]
+    }
+
+    fn cost(&self, inputs: &[TensorDesc], outputs: &[TensorDesc]) -> Cost {
+        let flops = match inputs {
+            [x, weight] => Geometry::of(self, &x.shape, &weight.shape).flops(),
+            _ => 0.0,
+        };
+        Cost::once(flops, inputs, outputs)
+    }
+}
+
+fn forward_params(lowering: &Lowering<'_>, aligned: &Geometry) -> Result<ProductParams> {
+    // A window may begin up to a whole kernel outside x.
+    let origin = |padding: usize| -> Result<i32> { Ok(-signed(lowering, padding)?) };
+    Ok(ProductParams {
+        pixels: lowering.size(aligned.out_pixels())?,
+        grid_height: lowering.size(aligned.out_size[0])?,
+        grid_width: lowering.size(aligned.out_size[1])?,
+        in_height: lowering.size(aligned.in_size[0])?,
+        in_width: lowering.size(aligned.in_size[1])?,
+        in_vectors: lowering.size(aligned.in_channels() / 4)?,
+        group_in_vectors: lowering.size(aligned.group_in / 4)?,
+        out_height: lowering.size(aligned.out_size[0])?,
+        out_width: lowering.size(aligned.out_size[1])?,
+        out_vectors: lowering.size(aligned.out_channels() / 4)?,
+        group_out_vectors: lowering.size(aligned.group_out / 4)?,
+        blocks_per_group: 0,
+        taps_y: lowering.size(aligned.kernel[0])?,
+        taps_x: lowering.size(aligned.kernel[1])?,
+        stride_y: lowering.size(aligned.stride[0])?,
+        stride_x: lowering.size(aligned.stride[1])?,
+        origin_y: origin(aligned.padding[0])?,
+        origin_x: origin(aligned.padding[1])?,
+        out_step_y: 1,
+        out_step_x: 1,
+        out_first_y: 0,
+        out_first_x: 0,
+        weight_first: 0,
+    })
+}
+
+/// `count` as i32, as kernels take positions that may lie outside a tensor.
+pub(super) fn signed(lowering: &Lowering<'_>, count: usize) -> Result<i32> {
+    i32::try_from(lowering.size(count)?)
+        .map_err(|_| Error::shape("conv2d", format!("an extent of {count}"), "less than 2^31"))
+}
+
+fn cases() -> Vec<Case> {
+    conv2d_cases::cases(|setting| {
+        let case = Case::new(setting.label(), setting.conv, vec![setting.x(), setting.weight()]);
+        if setting.differentiable() { case.differentiate(&[0, 1]) } else { case }
+    })
+}

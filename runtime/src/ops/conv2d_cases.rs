@@ -1,0 +1,153 @@
+//! The shapes on which `conv2d` and its two gradients are tried, the same for all three, each with every variant.
+
+use crate::HostTensor;
+use crate::Shape;
+use crate::case::{Case, normal};
+use crate::ops::conv2d::Conv2d;
+use crate::ops::convolution::{Geometry, Tile, Variant};
+
+/// A convolution and the shapes of its operands.
+#[derive(Clone, Debug)]
+pub(super) struct Setting {
+    what: &'static str,
+    /// The op.
+    pub conv: Conv2d,
+    x: [usize; 4],
+    weight: [usize; 4],
+    /// Standard deviations of x, the weight and dy.
+    scale: [f32; 3],
+}
+
+impl Setting {
+    fn new(
+        what: &'static str,
+        x: [usize; 4],
+        [kernel_height, kernel_width, out]: [usize; 3],
+        conv: Conv2d,
+    ) -> Self {
+        let weight = [kernel_height, kernel_width, x[3] / conv.groups, out];
+        Self { what, conv, x, weight, scale: [1.0; 3] }
+    }
+
+    fn scaled(self, scale: [f32; 3]) -> Self {
+        Self { scale, ..self }
+    }
+
+    fn with(&self, variant: Variant) -> Self {
+        Self { conv: Conv2d { variant, ..self.conv }, ..self.clone() }
+    }
+
+    pub fn label(&self) -> String {
+        match self.conv.variant {
+            Variant::Auto => self.what.to_owned(),
+            variant => format!("{}, {variant:?}", self.what),
+        }
+    }
+
+    pub fn x(&self) -> HostTensor {
+        normal(self.x, self.scale[0], 1)
+    }
+
+    pub fn weight(&self) -> HostTensor {
+        normal(self.weight, self.scale[1], 2)
+    }
+
+    pub fn dy(&self) -> HostTensor {
+        let geometry = Geometry::of(&self.conv, &Shape::from(self.x), &Shape::from(self.weight));
+        normal(geometry.out_shape(), self.scale[2], 3)
+    }
+
+    /// Height and width of x.
+    pub fn input(&self) -> [usize; 2] {
+        [self.x[1], self.x[2]]
+    }
+
+    /// Height and width of the kernel.
+    pub fn kernel(&self) -> [usize; 2] {
+        [self.weight[0], self.weight[1]]
+    }
+
+    /// Whether finite differences are affordable: each element of the operands costs two runs of the reference.
+    pub fn differentiable(&self) -> bool {
+        let elements = |dims: [usize; 4]| dims.iter().product::<usize>();
+        self.conv.variant == Variant::Auto && elements(self.x) < 300 && elements(self.weight) < 300
+    }
+}
+
+/// The cases of an op, each made from its setting by `make`.
+pub(super) fn cases(make: impl Fn(&Setting) -> Case) -> Vec<Case> {
+    let every = settings().into_iter().flat_map(|setting| {
+        let variants = [Variant::Auto, Variant::Tiled(None), Variant::Subgroup, Variant::Direct];
+        variants.map(|variant| make(&setting.with(variant)))
+    });
+    let tiles = several_tiles()
+        .into_iter()
+        .flat_map(|setting| Tile::ALL.map(|tile| make(&setting.with(Variant::Tiled(Some(tile))))));
+    let perf = perf_settings().into_iter().map(|setting| make(&setting).perf());
+    every.chain(tiles).chain(perf).collect()
+}
+
+fn same(padding: usize) -> Conv2d {
+    Conv2d { padding: [padding; 4], ..Conv2d::default() }
+}
+
+fn settings() -> Vec<Setting> {
+    let strided = |stride: [usize; 2], padding: [usize; 4]| Conv2d { stride, padding, ..Conv2d::default() };
+    let grouped = |groups: usize, conv: Conv2d| Conv2d { groups, ..conv };
+    let mut settings = vec![
+        Setting::new("one element", [1, 1, 1, 1], [1, 1, 1], same(0)),
+        Setting::new("1x1", [2, 5, 7, 4], [1, 1, 8], same(0)),
+        Setting::new("3x3", [2, 7, 9, 12], [3, 3, 20], same(1)),
+        Setting::new("three channels", [2, 9, 8, 3], [3, 3, 16], same(1)),
+        Setting::new("odd channels", [2, 6, 5, 5], [3, 3, 7], same(1)),
+        Setting::new("few channels", [1, 4, 5, 3], [3, 2, 5], strided([1, 1], [1, 1, 0, 1])),
+        Setting::new("2x2 stride 2", [2, 8, 6, 8], [2, 2, 8], strided([2, 2], [0; 4])),
+        Setting::new(
+            "stride 2, asymmetric padding",
+            [1, 9, 10, 8],
+            [3, 3, 12],
+            strided([2, 2], [1, 0, 2, 1]),
+        ),
+        Setting::new("odd everything", [1, 9, 7, 2], [5, 3, 3], strided([3, 2], [2, 1, 0, 2])),
+        Setting::new("1x1 stride 2", [1, 5, 6, 4], [1, 1, 4], strided([2, 2], [0; 4])),
+        Setting::new("stride larger than kernel and image", [2, 3, 2, 4], [2, 1, 4], strided([4, 5], [0; 4])),
+        Setting::new("padding larger than kernel", [1, 3, 4, 4], [2, 2, 4], strided([1, 2], [3, 4, 5, 2])),
+        Setting::new("rows and columns unused", [1, 8, 9, 4], [2, 3, 4], strided([3, 4], [0; 4])),
+        Setting::new("fully connected", [5, 3, 4, 8], [3, 4, 24], same(0)),
+        Setting::new("two groups", [1, 6, 5, 16], [3, 3, 24], grouped(2, same(1))),
+        Setting::new("three odd groups", [1, 5, 5, 6], [3, 2, 9], grouped(3, strided([2, 1], [1, 0, 1, 0]))),
+        Setting::new("depthwise", [2, 7, 6, 5], [3, 3, 5], grouped(5, strided([2, 2], [1; 4]))),
+        Setting::new("depthwise, two outputs a channel", [1, 5, 4, 4], [3, 3, 8], grouped(4, same(1))),
+        Setting::new("tiny values", [1, 5, 5, 8], [3, 3, 8], same(1)).scaled([1e-12; 3]),
+        Setting::new("huge values", [1, 5, 5, 8], [3, 3, 8], same(1)).scaled([1e15, 1e16, 1e17]),
+    ];
+    settings.extend(several_tiles());
+    settings
+}
+
+/// Shapes that need several tiles, of any size and in either direction, and several splits of the pixels.
+fn several_tiles() -> Vec<Setting> {
+    vec![
+        Setting::new("several tiles", [3, 13, 11, 20], [2, 2, 72], same(1)),
+        Setting::new("many pixels", [4, 17, 18, 4], [3, 3, 8], same(1)),
+    ]
+}
+
+fn perf_settings() -> Vec<Setting> {
+    let stride_two = Conv2d { stride: [2, 2], ..Conv2d::default() };
+    vec![
+        Setting::new("perf 32x32 3->16", [32, 32, 32, 3], [3, 3, 16], same(1)),
+        Setting::new("perf 28x28 8->8", [64, 28, 28, 8], [3, 3, 8], same(1)),
+        Setting::new("perf 28x28 16->16", [64, 28, 28, 16], [3, 3, 16], same(1)),
+        Setting::new("perf 28x28 64->64", [32, 28, 28, 64], [3, 3, 64], same(1)),
+        Setting::new("perf 56x56 32->64 2x2 stride 2", [32, 56, 56, 32], [2, 2, 64], stride_two),
+        Setting::new("perf 4x4 64->128 fully connected", [64, 4, 4, 64], [4, 4, 128], same(0)),
+        Setting::new("perf 14x14 256->256", [32, 14, 14, 256], [3, 3, 256], same(1)),
+        Setting::new(
+            "perf 28x28 depthwise 64",
+            [32, 28, 28, 64],
+            [3, 3, 64],
+            Conv2d { groups: 64, ..same(1) },
+        ),
+    ]
+}

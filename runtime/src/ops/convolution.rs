@@ -1,0 +1,539 @@
+//! What `conv2d` and its two gradients share: geometry, choice of kernels, and the launches of the implicit matrix
+//! product.
+//!
+//! Layouts: x `[N, H, W, Cin]`, weight `[KH, KW, Cin / groups, Cout]`, y `[N, OH, OW, Cout]`. Seen as a matrix product
+//! the weight is the row-major K x Cout matrix, and no reordering is needed.
+//!
+//! The kernels of the implicit matrix product only know channels in vectors of four. Where the channels of a group are
+//! no multiple of four (an image's three colours), operands are copied to scratch buffers that are filled up with zeros.
+
+use crate::caps::Caps;
+use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::op::{Lowering, Operand};
+use crate::ops::conv2d::Conv2d;
+use crate::{Error, Result, Shape, TensorDesc};
+
+/// Which kernels compute a convolution. The results differ only by rounding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Variant {
+    /// The one that suits shape and adapter.
+    #[default]
+    Auto,
+    /// An implicit matrix product, tiled through workgroup memory: for GPUs. `None` lets the shape choose the tile.
+    Tiled(Option<Tile>),
+    /// An implicit matrix product in registers that shares operands by subgroup broadcasts: for CPU adapters.
+    /// Adapters whose subgroups do not allow it take [`Variant::Tiled`].
+    Subgroup,
+    /// The definition, one invocation an output element: for few channels a group.
+    Direct,
+}
+
+/// The part of a matrix product's result that one workgroup makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tile {
+    rows: u32,
+    columns: u32,
+}
+
+impl Tile {
+    /// Every tile, the largest first. An invocation holds 8 rows x 4 columns, so these are 32 to 256 invocations.
+    pub const ALL: [Self; 5] = [
+        Self { rows: 128, columns: 64 },
+        Self { rows: 64, columns: 64 },
+        Self { rows: 128, columns: 32 },
+        Self { rows: 64, columns: 32 },
+        Self { rows: 32, columns: 32 },
+    ];
+
+    /// Workgroups below which a smaller tile is taken: about twice the number of cores of a large GPU.
+    const ENOUGH: usize = 256;
+
+    /// The largest tile that makes enough workgroups, where a tile makes `groups` for each of its blocks.
+    fn choose(rows: usize, columns: usize, groups: usize) -> Self {
+        let fits = |tile: &&Self| {
+            (tile.columns == 32 || columns > 32)
+                && tile.row_blocks(rows) * tile.column_blocks(columns) * groups >= Self::ENOUGH
+        };
+        Self::ALL.iter().find(fits).copied().unwrap_or(Self { rows: 32, columns: 32 })
+    }
+
+    fn row_blocks(&self, rows: usize) -> usize {
+        rows.div_ceil(self.rows as usize)
+    }
+
+    fn column_blocks(&self, columns: usize) -> usize {
+        columns.div_ceil(self.columns as usize)
+    }
+
+    fn constants(&self) -> [(&'static str, f64); 2] {
+        [("ROWS", f64::from(self.rows)), ("COLUMNS", f64::from(self.columns))]
+    }
+}
+
+/// The kernels that a [`Variant`] means for a shape on an adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Path {
+    Tiled(Option<Tile>),
+    /// With the size of a subgroup.
+    Subgroup(u32),
+    Direct,
+}
+
+/// Sizes of a convolution; channels are those of one group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Geometry {
+    pub batch: usize,
+    pub in_size: [usize; 2],
+    pub out_size: [usize; 2],
+    pub kernel: [usize; 2],
+    pub stride: [usize; 2],
+    /// Top and left.
+    pub padding: [usize; 2],
+    pub groups: usize,
+    pub group_in: usize,
+    pub group_out: usize,
+}
+
+impl Geometry {
+    /// The geometry of a convolution that [`Geometry::check`] accepted.
+    pub fn of(conv: &Conv2d, x: &Shape, weight: &Shape) -> Self {
+        let [top, bottom, left, right] = conv.padding;
+        let out = |size: usize, padding: usize, kernel: usize, stride: usize| {
+            (size + padding).saturating_sub(kernel) / stride.max(1) + 1
+        };
+        Self {
+            batch: x.dim(0),
+            in_size: [x.dim(1), x.dim(2)],
+            out_size: [
+                out(x.dim(1), top + bottom, weight.dim(0), conv.stride[0]),
+                out(x.dim(2), left + right, weight.dim(1), conv.stride[1]),
+            ],
+            kernel: [weight.dim(0), weight.dim(1)],
+            stride: conv.stride,
+            padding: [top, left],
+            groups: conv.groups.max(1),
+            group_in: weight.dim(2),
+            group_out: weight.dim(3) / conv.groups.max(1),
+        }
+    }
+
+    /// The geometry, or an error that names what does not fit.
+    pub fn check(op: &str, conv: &Conv2d, x: &TensorDesc, weight: &TensorDesc) -> Result<Self> {
+        let wrong = |found: String, expected: String| Err(Error::shape(op, found, expected));
+        if conv.groups == 0 || conv.stride.contains(&0) {
+            return wrong(
+                format!("stride {:?}, {} groups", conv.stride, conv.groups),
+                "a stride and a number of groups of at least 1".into(),
+            );
+        }
+        let four = |desc: &TensorDesc| desc.shape.rank() == 4 && desc.shape.elements() > 0;
+        if !four(x) || !four(weight) {
+            return wrong(
+                format!("x {x}, weight {weight}"),
+                "x [N, H, W, Cin] and weight [KH, KW, Cin / groups, Cout], none empty".into(),
+            );
+        }
+        if weight.shape.dim(2) * conv.groups != x.shape.last() || weight.shape.last() % conv.groups != 0 {
+            return wrong(
+                format!("x {x}, weight {weight}, {} groups", conv.groups),
+                format!(
+                    "weight [KH, KW, {}, a multiple of {}]",
+                    x.shape.last() as f64 / conv.groups as f64,
+                    conv.groups
+                ),
+            );
+        }
+        let [top, bottom, left, right] = conv.padding;
+        let padded = [x.shape.dim(1) + top + bottom, x.shape.dim(2) + left + right];
+        if padded[0] < weight.shape.dim(0) || padded[1] < weight.shape.dim(1) {
+            return wrong(
+                format!(
+                    "a {}x{} kernel on x {x} with padding {:?}",
+                    weight.shape.dim(0),
+                    weight.shape.dim(1),
+                    conv.padding
+                ),
+                format!("a kernel of at most {}x{}, or more padding", padded[0], padded[1]),
+            );
+        }
+        Ok(Self::of(conv, &x.shape, &weight.shape))
+    }
+
+    pub fn in_channels(&self) -> usize {
+        self.groups * self.group_in
+    }
+
+    pub fn out_channels(&self) -> usize {
+        self.groups * self.group_out
+    }
+
+    pub fn taps(&self) -> usize {
+        self.kernel[0] * self.kernel[1]
+    }
+
+    pub fn in_pixels(&self) -> usize {
+        self.batch * self.in_size[0] * self.in_size[1]
+    }
+
+    pub fn out_pixels(&self) -> usize {
+        self.batch * self.out_size[0] * self.out_size[1]
+    }
+
+    /// Shape of y.
+    pub fn out_shape(&self) -> Shape {
+        Shape::from([self.batch, self.out_size[0], self.out_size[1], self.out_channels()])
+    }
+
+    /// The geometry with the channels of a group filled up to multiples of four.
+    pub fn aligned(&self) -> Self {
+        Self {
+            group_in: self.group_in.next_multiple_of(4),
+            group_out: self.group_out.next_multiple_of(4),
+            ..*self
+        }
+    }
+
+    /// Floating-point operations of the convolution, and of either gradient. Padding counts as if it were computed.
+    pub fn flops(&self) -> f64 {
+        2.0 * self.out_pixels() as f64 * (self.taps() * self.group_in) as f64 * self.out_channels() as f64
+    }
+
+    /// Calls `term` for each product `x[i] * weight[j]` in `y[k]`, with the arguments i, j, k: the definition of all
+    /// three ops, for references.
+    pub fn for_each_term(&self, mut term: impl FnMut(usize, usize, usize)) {
+        let [in_height, in_width] = self.in_size;
+        let [out_height, out_width] = self.out_size;
+        let [kernel_height, kernel_width] = self.kernel;
+        for pixel in 0..self.out_pixels() {
+            let (n, oy, ox) =
+                (pixel / out_width / out_height, pixel / out_width % out_height, pixel % out_width);
+            for ky in 0..kernel_height {
+                for kx in 0..kernel_width {
+                    let (iy, ix) = (oy * self.stride[0] + ky, ox * self.stride[1] + kx);
+                    let (Some(iy), Some(ix)) =
+                        (iy.checked_sub(self.padding[0]), ix.checked_sub(self.padding[1]))
+                    else {
+                        continue;
+                    };
+                    if iy >= in_height || ix >= in_width {
+                        continue;
+                    }
+                    let in_pixel = (n * in_height + iy) * in_width + ix;
+                    for o in 0..self.out_channels() {
+                        let group = o / self.group_out;
+                        for i in 0..self.group_in {
+                            term(
+                                in_pixel * self.in_channels() + group * self.group_in + i,
+                                ((ky * kernel_width + kx) * self.group_in + i) * self.out_channels() + o,
+                                pixel * self.out_channels() + o,
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// What `variant` means here.
+    pub fn path(&self, variant: Variant, caps: &Caps) -> Path {
+        // Broadcasts come from the first 8 invocations, and a workgroup is one full subgroup, which only a fixed size
+        // promises.
+        let subgroup = caps
+            .subgroups
+            .filter(|sizes| sizes.min == sizes.max && sizes.min >= 8 && sizes.max <= caps.max_invocations)
+            .map_or(Path::Tiled(None), |sizes| Path::Subgroup(sizes.max));
+        match variant {
+            Variant::Auto if self.groups > 1 && self.group_in.min(self.group_out) < 8 => Path::Direct,
+            Variant::Auto if caps.cpu => subgroup,
+            Variant::Auto => Path::Tiled(None),
+            Variant::Tiled(tile) => Path::Tiled(tile),
+            Variant::Subgroup => subgroup,
+            Variant::Direct => Path::Direct,
+        }
+    }
+}
+
+crate::param_block! {
+    /// Parameters of `conv2d.wgsl` and `conv2d_subgroup.wgsl`. Vectors are of four channels.
+    ///
+    /// The results form a grid of pixels; result `(qy, qx)` reads inputs from `q * stride + origin` on, and is written
+    /// to `q * out_step + out_first`.
+    pub struct ProductParams {
+        /// Results of all images.
+        pixels: u32,
+        /// Results of an image's column.
+        grid_height: u32,
+        /// Results of an image's row.
+        grid_width: u32,
+        /// Height of x.
+        in_height: u32,
+        /// Width of x.
+        in_width: u32,
+        /// Vectors of an input pixel.
+        in_vectors: u32,
+        /// Those of one group.
+        group_in_vectors: u32,
+        /// Height of y.
+        out_height: u32,
+        /// Width of y.
+        out_width: u32,
+        /// Vectors of an output pixel.
+        out_vectors: u32,
+        /// Those of one group.
+        group_out_vectors: u32,
+        /// Workgroups along the output channels of a group.
+        blocks_per_group: u32,
+        /// Kernel rows.
+        taps_y: u32,
+        /// Kernel columns; at least 1.
+        taps_x: u32,
+        /// Input rows between neighbouring results.
+        stride_y: u32,
+        /// Input columns between neighbouring results.
+        stride_x: u32,
+        /// Input row of the first result's first tap.
+        origin_y: i32,
+        /// Input column of the first result's first tap.
+        origin_x: i32,
+        /// Rows of y between neighbouring results.
+        out_step_y: u32,
+        /// Columns of y between neighbouring results.
+        out_step_x: u32,
+        /// Row of y of the first result.
+        out_first_y: u32,
+        /// Column of y of the first result.
+        out_first_x: u32,
+        /// First vector of the weights.
+        weight_first: u32,
+    }
+}
+
+/// `conv2d.wgsl`
+pub(super) static TILED: Kernel = Kernel {
+    shader: "conv2d",
+    entry: "main",
+    params: ProductParams::FIELDS,
+    bindings: &[read("x"), read("weight"), write("y")],
+    constants: &["ROWS", "COLUMNS"],
+    subgroups: false,
+};
+
+/// `conv2d_subgroup.wgsl`
+pub(super) static SUBGROUP: Kernel = Kernel {
+    shader: "conv2d_subgroup",
+    entry: "main",
+    params: ProductParams::FIELDS,
+    bindings: &[read("x"), read("weight"), write("y")],
+    constants: &["WORKGROUP", "WIDE"],
+    subgroups: true,
+};
+
+/// Pixels of an invocation of `conv2d_subgroup.wgsl`.
+const SUBGROUP_PIXELS: usize = 8;
+
+/// How the output channels of a group are divided among workgroups of the subgroup kernels: whether a workgroup takes
+/// 16 of them rather than 8, and the number of workgroups.
+pub(super) fn subgroup_columns(group_out: usize) -> (bool, usize) {
+    let wide = group_out > 8;
+    (wide, group_out.div_ceil(if wide { 16 } else { 8 }))
+}
+
+/// Workgroups along rows and along the columns of one group, and the constants, for the tile to take.
+pub(super) fn tile_grid(
+    tile: Option<Tile>,
+    rows: usize,
+    columns: usize,
+    groups: usize,
+) -> (usize, usize, [(&'static str, f64); 2]) {
+    let tile = tile.unwrap_or_else(|| Tile::choose(rows, columns, groups));
+    (tile.row_blocks(rows), tile.column_blocks(columns), tile.constants())
+}
+
+/// Dispatches the implicit matrix product that `params` describe (all but `blocks_per_group`).
+pub(super) fn lower_product(
+    lowering: &mut Lowering<'_>,
+    path: Path,
+    mut params: ProductParams,
+    groups: usize,
+    operands: [Operand; 3],
+) -> Result<()> {
+    let pixels = params.pixels as usize;
+    let group_out = params.group_out_vectors as usize * 4;
+    let mut grid = |lowering: &Lowering<'_>, pixel_blocks: usize, blocks: usize| -> Result<[u32; 3]> {
+        params.blocks_per_group = lowering.size(blocks)?;
+        let [x, y, _] = lowering.fold(pixel_blocks)?;
+        Ok([x, y, lowering.size(groups * blocks)?])
+    };
+    match path {
+        Path::Subgroup(size) => {
+            let (wide, blocks) = subgroup_columns(group_out);
+            let grid = grid(lowering, pixels.div_ceil(size as usize * SUBGROUP_PIXELS), blocks)?;
+            let constants = [("WORKGROUP", f64::from(size)), ("WIDE", f64::from(u8::from(wide)))];
+            lowering.dispatch(&SUBGROUP, &constants, &params, &operands, grid)
+        }
+        Path::Tiled(tile) => {
+            let (pixel_blocks, blocks, constants) = tile_grid(tile, pixels, group_out, groups);
+            let grid = grid(lowering, pixel_blocks, blocks)?;
+            lowering.dispatch(&TILED, &constants, &params, &operands, grid)
+        }
+        Path::Direct => Err(Error::graph("a direct convolution is no matrix product", "use its own kernel")),
+    }
+}
+
+crate::param_block! {
+    /// Parameters of `conv2d_pad.wgsl`.
+    pub struct PadParams {
+        /// Elements of the result.
+        len: u32,
+        /// Groups of channels.
+        groups: u32,
+        /// Outer extent of the source.
+        from_a: u32,
+        /// Inner extent of the source.
+        from_b: u32,
+        /// Outer extent of the result.
+        to_a: u32,
+        /// Inner extent of the result.
+        to_b: u32,
+    }
+}
+
+/// `conv2d_pad.wgsl`
+pub(super) static PAD: Kernel = Kernel {
+    shader: "conv2d_pad",
+    entry: "main",
+    params: PadParams::FIELDS,
+    bindings: &[read("input"), write("output")],
+    constants: &["WORKGROUP"],
+    subgroups: false,
+};
+
+/// A tensor `[rows, a, groups, b]` whose extents `a` and `b` may be filled up with zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Channels {
+    pub rows: usize,
+    pub groups: usize,
+    pub a: usize,
+    pub b: usize,
+}
+
+impl Channels {
+    pub fn elements(&self) -> usize {
+        self.rows * self.a * self.groups * self.b
+    }
+
+    /// Activations of `pixels`.
+    pub fn activations(pixels: usize, groups: usize, group_channels: usize) -> Self {
+        Self { rows: pixels, groups, a: 1, b: group_channels }
+    }
+
+    /// The weights of a convolution.
+    pub fn weights(geometry: &Geometry) -> Self {
+        Self { rows: geometry.taps(), groups: geometry.groups, a: geometry.group_in, b: geometry.group_out }
+    }
+
+    /// `from`, or a copy of it whose channels are filled up to `aligned`.
+    pub fn pad(&self, lowering: &mut Lowering<'_>, from: Operand, aligned: &Self) -> Result<Operand> {
+        if self == aligned {
+            return Ok(from);
+        }
+        let to = lowering.workspace(4 * aligned.elements() as u64);
+        self.copy(lowering, from, to, aligned)?;
+        Ok(to)
+    }
+
+    /// Where to write a result that is wanted in `to`: there, or to a scratch buffer of the `aligned` extents, from
+    /// which [`Channels::copy`] then has to crop it.
+    pub fn target(&self, lowering: &mut Lowering<'_>, to: Operand, aligned: &Self) -> Operand {
+        if self == aligned { to } else { lowering.workspace(4 * aligned.elements() as u64) }
+    }
+
+    /// Copies a tensor of these extents to one of the extents `result`. Nothing is done where that is the same buffer.
+    pub fn copy(&self, lowering: &mut Lowering<'_>, from: Operand, to: Operand, result: &Self) -> Result<()> {
+        if from == to {
+            return Ok(());
+        }
+        let params = PadParams {
+            len: lowering.size(result.elements())?,
+            groups: lowering.size(self.groups)?,
+            from_a: lowering.size(self.a)?,
+            from_b: lowering.size(self.b)?,
+            to_a: lowering.size(result.a)?,
+            to_b: lowering.size(result.b)?,
+        };
+        let grid = lowering.fold(result.elements().div_ceil(256))?;
+        lowering.dispatch(&PAD, &[("WORKGROUP", 256.0)], &params, &[from, to], grid)
+    }
+}
+
+crate::param_block! {
+    /// Parameters of `conv2d_direct.wgsl` and `conv2d_grad_input.wgsl`.
+    pub struct DirectParams {
+        /// Elements of the result.
+        len: u32,
+        /// Height of x.
+        in_height: u32,
+        /// Width of x.
+        in_width: u32,
+        /// Input channels of a group.
+        group_in: u32,
+        /// Height of y.
+        out_height: u32,
+        /// Width of y.
+        out_width: u32,
+        /// Output channels of a group.
+        group_out: u32,
+        /// Groups.
+        groups: u32,
+        /// Kernel rows.
+        kernel_height: u32,
+        /// Kernel columns.
+        kernel_width: u32,
+        /// Stride along the height.
+        stride_y: u32,
+        /// Stride along the width.
+        stride_x: u32,
+        /// Rows of zeros above x.
+        pad_top: u32,
+        /// Columns of zeros left of x.
+        pad_left: u32,
+    }
+}
+
+impl DirectParams {
+    /// The parameters for a result of `len` elements.
+    pub(super) fn new(lowering: &Lowering<'_>, geometry: &Geometry, len: usize) -> Result<Self> {
+        Ok(Self {
+            len: lowering.size(len)?,
+            in_height: lowering.size(geometry.in_size[0])?,
+            in_width: lowering.size(geometry.in_size[1])?,
+            group_in: lowering.size(geometry.group_in)?,
+            out_height: lowering.size(geometry.out_size[0])?,
+            out_width: lowering.size(geometry.out_size[1])?,
+            group_out: lowering.size(geometry.group_out)?,
+            groups: lowering.size(geometry.groups)?,
+            kernel_height: lowering.size(geometry.kernel[0])?,
+            kernel_width: lowering.size(geometry.kernel[1])?,
+            stride_y: lowering.size(geometry.stride[0])?,
+            stride_x: lowering.size(geometry.stride[1])?,
+            pad_top: lowering.size(geometry.padding[0])?,
+            pad_left: lowering.size(geometry.padding[1])?,
+        })
+    }
+}
+
+/// Invocations of a workgroup of the direct kernels.
+pub(super) const DIRECT_WORKGROUP: usize = 64;
+
+/// Dispatches `kernel`, one of the two direct kernels with [`DirectParams`], for a result of `len` elements.
+pub(super) fn lower_direct(
+    lowering: &mut Lowering<'_>,
+    kernel: &'static Kernel,
+    geometry: &Geometry,
+    len: usize,
+    operands: [Operand; 3],
+) -> Result<()> {
+    let params = DirectParams::new(lowering, geometry, len)?;
+    let grid = lowering.fold(len.div_ceil(DIRECT_WORKGROUP))?;
+    lowering.dispatch(kernel, &[("WORKGROUP", DIRECT_WORKGROUP as f64)], &params, &operands, grid)
+}

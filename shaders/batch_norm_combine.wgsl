@@ -1,0 +1,71 @@
+// Second stage of the batch statistics: merges the splits of batch_norm_stats in a fixed order into the mean and the
+// inverse deviation of each channel, and moves the running statistics. The variance that normalises is the biased one,
+// the running variance takes the unbiased one, as in PyTorch.
+
+struct Params {
+    rows: u32,
+    channels: u32,
+    rows_per_split: u32,
+    splits: u32,
+    eps: f32,
+    momentum: f32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+// Only its first row is read: what batch_norm_stats subtracted.
+@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(2) var<storage, read> partial: array<f32>;
+@group(0) @binding(3) var<storage, read_write> mean: array<f32>;
+@group(0) @binding(4) var<storage, read_write> inv_std: array<f32>;
+@group(0) @binding(5) var<storage, read_write> running_mean: array<f32>;
+@group(0) @binding(6) var<storage, read_write> running_var: array<f32>;
+
+override COLUMNS: u32 = 16u;
+// A power of two.
+override LANES: u32 = 16u;
+
+struct Moments {
+    count: f32,
+    mean: f32,
+    squares: f32,
+}
+
+var<workgroup> moments: array<Moments, COLUMNS * LANES>;
+
+fn merge(a: Moments, b: Moments) -> Moments {
+    let count = a.count + b.count;
+    let delta = b.mean - a.mean;
+    let share = b.count / max(count, 1.0);
+    return Moments(count, a.mean + delta * share, a.squares + b.squares + delta * delta * (a.count * share));
+}
+
+@compute @workgroup_size(COLUMNS, LANES)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let channel = group.x * COLUMNS + local.x;
+    var own = Moments(0.0, 0.0, 0.0);
+    if channel < params.channels {
+        for (var split = local.y; split < params.splits; split += LANES) {
+            let i = split * 2u * params.channels + channel;
+            let count = min(params.rows_per_split, params.rows - split * params.rows_per_split);
+            own = merge(own, Moments(f32(count), partial[i], partial[i + params.channels]));
+        }
+    }
+    let slot = local.y * COLUMNS + local.x;
+    moments[slot] = own;
+    for (var stride = LANES / 2u; stride > 0u; stride /= 2u) {
+        workgroupBarrier();
+        if local.y < stride {
+            own = merge(own, moments[slot + stride * COLUMNS]);
+            moments[slot] = own;
+        }
+    }
+    if local.y == 0u && channel < params.channels {
+        let batch_mean = x[channel] + own.mean;
+        let rows = f32(params.rows);
+        mean[channel] = batch_mean;
+        inv_std[channel] = inverseSqrt(own.squares / rows + params.eps);
+        let keep = 1.0 - params.momentum;
+        running_mean[channel] = keep * running_mean[channel] + params.momentum * batch_mean;
+        running_var[channel] = keep * running_var[channel] + params.momentum * (own.squares / max(rows - 1.0, 1.0));
+    }
+}

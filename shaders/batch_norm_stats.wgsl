@@ -1,0 +1,76 @@
+// First stage of the batch statistics of x [rows, channels]: mean and sum of squared deviations of each split of rows.
+// Values are taken relative to the channel's first row, so that a mean far larger than the deviation costs no digits,
+// and gathered by Welford's method (blocks of rows merged as in Chan, Golub, LeVeque 1983), so that a first row that is
+// an outlier does no harm either. A workgroup is COLUMNS channels x LANES rows; COLUMNS neighbours load neighbours.
+
+struct Params {
+    rows: u32,
+    channels: u32,
+    rows_per_split: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> x: array<f32>;
+// [splits, 2, channels]: the mean less the channel's first value, then the sum of squared deviations.
+@group(0) @binding(2) var<storage, read_write> partial: array<f32>;
+
+override COLUMNS: u32 = 64u;
+// A power of two.
+override LANES: u32 = 4u;
+
+struct Moments {
+    count: f32,
+    mean: f32,
+    squares: f32,
+}
+
+var<workgroup> moments: array<Moments, COLUMNS * LANES>;
+
+fn merge(a: Moments, b: Moments) -> Moments {
+    let count = a.count + b.count;
+    let delta = b.mean - a.mean;
+    let share = b.count / max(count, 1.0);
+    return Moments(count, a.mean + delta * share, a.squares + b.squares + delta * delta * (a.count * share));
+}
+
+@compute @workgroup_size(COLUMNS, LANES)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let channel = group.x * COLUMNS + local.x;
+    let first = group.y * params.rows_per_split;
+    let last = min(first + params.rows_per_split, params.rows);
+    var own = Moments(0.0, 0.0, 0.0);
+    if channel < params.channels {
+        let shift = x[channel];
+        let step = LANES * params.channels;
+        var row = first + local.y;
+        // Four rows at a time: four loads in flight and one division.
+        for (; row + 3u * LANES < last; row += 4u * LANES) {
+            let i = row * params.channels + channel;
+            let a = x[i] - shift;
+            let b = x[i + step] - shift;
+            let c = x[i + 2u * step] - shift;
+            let d = x[i + 3u * step] - shift;
+            let mean = 0.25 * ((a + b) + (c + d));
+            let squares = ((a - mean) * (a - mean) + (b - mean) * (b - mean))
+                + ((c - mean) * (c - mean) + (d - mean) * (d - mean));
+            own = merge(own, Moments(4.0, mean, squares));
+        }
+        for (; row < last; row += LANES) {
+            own = merge(own, Moments(1.0, x[row * params.channels + channel] - shift, 0.0));
+        }
+    }
+    let slot = local.y * COLUMNS + local.x;
+    moments[slot] = own;
+    for (var stride = LANES / 2u; stride > 0u; stride /= 2u) {
+        workgroupBarrier();
+        if local.y < stride {
+            own = merge(own, moments[slot + stride * COLUMNS]);
+            moments[slot] = own;
+        }
+    }
+    if local.y == 0u && channel < params.channels {
+        let i = group.y * 2u * params.channels + channel;
+        partial[i] = own.mean;
+        partial[i + params.channels] = own.squares;
+    }
+}

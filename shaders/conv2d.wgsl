@@ -1,0 +1,157 @@
+// 2-D convolution as an implicit matrix product, tiled through workgroup memory.
+//
+// y[pixel, o] = sum over k of x[window(pixel, k)] * weight[k, o], where k runs over taps and input channels.
+// A workgroup makes a tile of ROWS pixels x COLUMNS output channels, in steps of 16 values of k. An invocation holds
+// 8 pixels x 4 channels: each vector read from workgroup memory serves at least 16 multiply-adds.
+//
+// Channels are multiples of 4 and all tensors are seen as vec4. Grid: x blocks of pixels (folded into x, y),
+// z blocks of output channels. The same kernel does the phases of the input gradient: there the output is strided
+// (see conv2d.rs).
+
+struct Params {
+    pixels: u32,
+    grid_height: u32,
+    grid_width: u32,
+    in_height: u32,
+    in_width: u32,
+    in_vectors: u32,
+    group_in_vectors: u32,
+    out_height: u32,
+    out_width: u32,
+    out_vectors: u32,
+    group_out_vectors: u32,
+    blocks_per_group: u32,
+    taps_y: u32,
+    taps_x: u32,
+    stride_y: u32,
+    stride_x: u32,
+    origin_y: i32,
+    origin_x: i32,
+    out_step_y: u32,
+    out_step_x: u32,
+    out_first_y: u32,
+    out_first_x: u32,
+    weight_first: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> weight: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>;
+
+override ROWS: u32 = 128u;
+override COLUMNS: u32 = 64u;
+
+// Vectors of four k in a step, and the weight rows that they are.
+const STEP: u32 = 4u;
+// Pixels of an invocation.
+const PIXELS: u32 = 8u;
+
+override COLUMN_VECTORS: u32 = COLUMNS / 4u;
+override WORKGROUP: u32 = ROWS / PIXELS * COLUMN_VECTORS;
+// How many vectors of either tile an invocation loads; at most 4.
+override X_LOADS: u32 = ROWS * STEP / WORKGROUP;
+override WEIGHT_LOADS: u32 = 4u * STEP * COLUMN_VECTORS / WORKGROUP;
+override X_TILE: u32 = ROWS * STEP;
+override WEIGHT_TILE: u32 = 4u * STEP * COLUMN_VECTORS;
+
+// x_tile[pixel][k / 4], weight_tile[k][channel / 4]
+var<workgroup> x_tile: array<vec4<f32>, X_TILE>;
+var<workgroup> weight_tile: array<vec4<f32>, WEIGHT_TILE>;
+
+@compute @workgroup_size(WORKGROUP)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let channel_group = group.z / params.blocks_per_group;
+    let group_column = (group.z % params.blocks_per_group) * COLUMN_VECTORS;
+    let group_first_column = channel_group * params.group_out_vectors;
+    let first_pixel = (group.x + group.y * groups.x) * ROWS;
+    let k_vectors = params.taps_y * params.taps_x * params.group_in_vectors;
+
+    // Loader of x: four neighbouring invocations load the 16 k of a pixel.
+    var window: array<vec2<i32>, 4>;
+    var image: array<u32, 4>;
+    for (var l = 0u; l < X_LOADS; l++) {
+        let pixel = min(first_pixel + (l * WORKGROUP + local) / STEP, params.pixels - 1u);
+        let row = pixel / params.grid_width;
+        window[l] = vec2<i32>(
+            i32(row % params.grid_height * params.stride_y) + params.origin_y,
+            i32(pixel % params.grid_width * params.stride_x) + params.origin_x,
+        );
+        image[l] = row / params.grid_height * params.in_height;
+    }
+    // The vector of k that this invocation loads next, as tap and channel.
+    let slot = local % STEP;
+    var channel = slot % params.group_in_vectors;
+    let tap = slot / params.group_in_vectors;
+    var tap_y = i32(tap / params.taps_x);
+    var tap_x = i32(tap % params.taps_x);
+
+    let column = local % COLUMN_VECTORS;
+    let row = local / COLUMN_VECTORS * PIXELS;
+    var sum: array<vec4<f32>, PIXELS>;
+
+    for (var k = 0u; k < k_vectors; k += STEP) {
+        for (var l = 0u; l < X_LOADS; l++) {
+            let iy = u32(window[l].x + tap_y);
+            let ix = u32(window[l].y + tap_x);
+            var v = vec4<f32>();
+            if k + slot < k_vectors && iy < params.in_height && ix < params.in_width {
+                v = x[((image[l] + iy) * params.in_width + ix) * params.in_vectors
+                    + channel_group * params.group_in_vectors + channel];
+            }
+            x_tile[l * WORKGROUP + local] = v;
+        }
+        for (var l = 0u; l < WEIGHT_LOADS; l++) {
+            let at = l * WORKGROUP + local;
+            let weight_row = k * 4u + at / COLUMN_VECTORS;
+            let weight_column = group_column + at % COLUMN_VECTORS;
+            var v = vec4<f32>();
+            if weight_row < k_vectors * 4u && weight_column < params.group_out_vectors {
+                v = weight[params.weight_first + weight_row * params.out_vectors + group_first_column + weight_column];
+            }
+            weight_tile[at] = v;
+        }
+        workgroupBarrier();
+        for (var j = 0u; j < STEP; j++) {
+            let w0 = weight_tile[(j * 4u + 0u) * COLUMN_VECTORS + column];
+            let w1 = weight_tile[(j * 4u + 1u) * COLUMN_VECTORS + column];
+            let w2 = weight_tile[(j * 4u + 2u) * COLUMN_VECTORS + column];
+            let w3 = weight_tile[(j * 4u + 3u) * COLUMN_VECTORS + column];
+            for (var p = 0u; p < PIXELS; p++) {
+                let v = x_tile[(row + p) * STEP + j];
+                sum[p] = fma(vec4(v.x), w0, sum[p]);
+                sum[p] = fma(vec4(v.y), w1, sum[p]);
+                sum[p] = fma(vec4(v.z), w2, sum[p]);
+                sum[p] = fma(vec4(v.w), w3, sum[p]);
+            }
+        }
+        workgroupBarrier();
+        channel += STEP;
+        while channel >= params.group_in_vectors {
+            channel -= params.group_in_vectors;
+            tap_x++;
+            if tap_x == i32(params.taps_x) {
+                tap_x = 0;
+                tap_y++;
+            }
+        }
+    }
+
+    if group_column + column >= params.group_out_vectors {
+        return;
+    }
+    for (var p = 0u; p < PIXELS; p++) {
+        let pixel = first_pixel + row + p;
+        if pixel < params.pixels {
+            let grid_row = pixel / params.grid_width;
+            let oy = grid_row % params.grid_height * params.out_step_y + params.out_first_y;
+            let ox = pixel % params.grid_width * params.out_step_x + params.out_first_x;
+            let image_row = grid_row / params.grid_height * params.out_height + oy;
+            y[(image_row * params.out_width + ox) * params.out_vectors + group_first_column + group_column + column] = sum[p];
+        }
+    }
+}

@@ -1,0 +1,39 @@
+// Copies [rows, from_a, groups, from_b] to [rows, to_a, groups, to_b], cropped, or filled up with zeros: it brings the
+// channels of each group to a multiple of four, and back. One invocation an element of the result; grid folded into
+// two dimensions.
+
+struct Params {
+    len: u32,
+    groups: u32,
+    from_a: u32,
+    from_b: u32,
+    to_a: u32,
+    to_b: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> input: array<f32>;
+@group(0) @binding(2) var<storage, read_write> output: array<f32>;
+
+override WORKGROUP: u32 = 256u;
+
+@compute @workgroup_size(WORKGROUP)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let index = (group.x + group.y * groups.x) * WORKGROUP + local;
+    if index >= params.len {
+        return;
+    }
+    let b = index % params.to_b;
+    let channel_group = index / params.to_b % params.groups;
+    let a = index / params.to_b / params.groups % params.to_a;
+    let row = index / params.to_b / params.groups / params.to_a;
+    var value = 0.0;
+    if a < params.from_a && b < params.from_b {
+        value = input[((row * params.from_a + a) * params.groups + channel_group) * params.from_b + b];
+    }
+    output[index] = value;
+}

@@ -1,0 +1,248 @@
+//! The configuration of a training run: a TOML file, plus `--set KEY=VALUE` on the command line.
+//!
+//! Every key has a default but `data.train` and `train.out`. A key that is not known, a value of the wrong type or
+//! out of range, and a value that this version does not support are all [`Error::Usage`], naming the key; nothing
+//! is silently ignored.
+
+mod reader;
+mod schedule;
+#[cfg(test)]
+mod tests;
+mod validate;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub use crate::head::{ArcMode, Duplicates, EplSettings, EplUpdate, HeadKind, HeadSettings};
+pub use schedule::{LearningRate, Schedule};
+
+use crate::{Error, Result};
+
+/// A whole training run.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The backbone.
+    pub model: Model,
+    /// The loss.
+    pub head: HeadSettings,
+    /// The training set.
+    pub data: Data,
+    /// The optimiser and its schedule.
+    pub optim: Optim,
+    /// The run.
+    pub train: Train,
+}
+
+/// The backbone, `[model]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Model {
+    /// Name of the network: `ir18`, `ir34`, `ir50`, `ir100`, `ir200`.
+    pub arch: String,
+    /// Height and width of the input in pixels, each divisible by 16 (the network halves four times).
+    pub input: [usize; 2],
+    /// Length D of the embedding.
+    pub embedding: usize,
+    /// Probability with which a feature is dropped before the last layer, in `[0, 1)`.
+    pub dropout: f64,
+    /// Channels of the first layer; the other layers keep their ratio to it.
+    pub width: usize,
+    /// Residual blocks of each of the four layers; by default those of `arch`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<[usize; 4]>,
+    /// Weights to start from: the backbone only, or all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self {
+            arch: "ir50".to_owned(),
+            input: [112, 112],
+            embedding: 512,
+            dropout: 0.4,
+            width: 64,
+            blocks: None,
+            init: None,
+        }
+    }
+}
+
+/// A random change of a training image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Augment {
+    /// Mirrored left to right with probability 1/2.
+    Mirror,
+}
+
+/// The training set, `[data]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Data {
+    /// A folder of folders, a `.rec` file, or a folder with `train.rec`. Required.
+    pub train: PathBuf,
+    /// Number of identities C; by default counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_classes: Option<usize>,
+    /// Whether the images are put into a new order each epoch.
+    pub shuffle: bool,
+    /// The random changes, in the order in which they are applied.
+    pub augment: Vec<Augment>,
+    /// Whether images of another size are resized to the network's input; otherwise they are an error.
+    pub resize: bool,
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self {
+            train: PathBuf::new(),
+            num_classes: None,
+            shuffle: true,
+            augment: vec![Augment::Mirror],
+            resize: false,
+        }
+    }
+}
+
+/// Stochastic gradient descent with momentum, `[optim]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Optim {
+    /// The base learning rate, which the schedule scales.
+    pub lr: f64,
+    /// Momentum, in `[0, 1)`.
+    pub momentum: f64,
+    /// L2 penalty on every parameter.
+    pub weight_decay: f64,
+    /// How the learning rate changes over the run.
+    pub schedule: Schedule,
+    /// Largest norm of the backbone's gradient; 0 is no limit.
+    pub clip_norm: f64,
+}
+
+impl Default for Optim {
+    fn default() -> Self {
+        Self { lr: 0.1, momentum: 0.9, weight_decay: 5e-4, schedule: Schedule::default(), clip_norm: 0.0 }
+    }
+}
+
+/// Storage of activations and gradients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32-bit floats throughout.
+    F32,
+    /// 16-bit storage, 32-bit accumulation, a dynamic loss scale.
+    Mixed,
+}
+
+/// The run, `[train]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Train {
+    /// The run's folder. Required.
+    pub out: PathBuf,
+    /// Passes over the training set.
+    pub epochs: u32,
+    /// Steps after which the run ends, whatever `epochs` is; 0 is no limit.
+    pub max_steps: u64,
+    /// Images a step.
+    pub batch_size: usize,
+    /// Batches whose gradients are added up before the optimiser's step.
+    pub accumulate: usize,
+    /// Storage of activations and gradients.
+    pub precision: Precision,
+    /// Seed of every random number of the run.
+    pub seed: u64,
+    /// Steps between two checkpoints.
+    pub checkpoint_every: u64,
+    /// How many checkpoints are kept.
+    pub keep_checkpoints: usize,
+    /// Verification sets, evaluated at the end of every epoch.
+    pub eval: Vec<PathBuf>,
+    /// Steps between two lines of the metrics.
+    pub log_every: u64,
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Self {
+            out: PathBuf::new(),
+            epochs: 28,
+            max_steps: 0,
+            batch_size: 512,
+            accumulate: 1,
+            precision: Precision::F32,
+            seed: 1,
+            checkpoint_every: 1000,
+            keep_checkpoints: 3,
+            eval: Vec::new(),
+            log_every: 20,
+        }
+    }
+}
+
+impl Config {
+    /// Reads the file at `path`, applies `overrides` (each `KEY=VALUE`) and checks the result.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be read, otherwise those of [`Config::from_toml`].
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|source| Error::io(path, source))?;
+        Self::from_toml(&text, overrides)
+    }
+
+    /// Reads a configuration from TOML, applies `overrides` and checks the result.
+    ///
+    /// An override is `KEY=VALUE`: the key is dotted (`optim.lr`), the value is TOML, or else a bare word that is
+    /// taken as a string, so that `--set model.arch=ir18` needs no quotes. Later overrides win.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the key, what was found and what was expected.
+    pub fn from_toml(text: &str, overrides: &[String]) -> Result<Self> {
+        let config: Self = reader::read(text, overrides)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The configuration as TOML, every default written out; reading it gives the same configuration.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if TOML cannot hold a value: a path that is not Unicode, a seed of 2^63 or more.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|error| {
+            Error::usage(
+                format!("the configuration cannot be written as TOML: {error}"),
+                "use Unicode paths and a seed below 2^63",
+            )
+        })
+    }
+
+    /// Every key of a configuration, dotted, leaves only; the search for the nearest known key needs them all.
+    fn known_keys() -> Vec<String> {
+        let mut full = Self::default();
+        full.model.blocks = Some([1; 4]);
+        full.model.init = Some(PathBuf::from("init"));
+        full.data.num_classes = Some(2);
+        full.head.epl = Some(EplSettings::default());
+        let mut keys = Vec::new();
+        if let Ok(table) = toml::Table::try_from(&full) {
+            collect_keys("", &table, &mut keys);
+        }
+        keys
+    }
+}
+
+fn collect_keys(prefix: &str, table: &toml::Table, keys: &mut Vec<String>) {
+    for (name, value) in table {
+        let key = reader::join(prefix, name);
+        match value {
+            toml::Value::Table(inner) => collect_keys(&key, inner, keys),
+            _ => keys.push(key),
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! What types cannot say: ranges, and what this version does not support.
+
+use std::f64::consts::FRAC_PI_2;
+use std::fmt::Display;
+
+use super::{Augment, Config, Precision, Schedule, Train};
+use crate::head::HeadKind;
+use crate::{Error, Result};
+
+/// The release's networks.
+const ARCHS: [&str; 5] = ["ir18", "ir34", "ir50", "ir100", "ir200"];
+
+/// Fails with the key, what was found and what was expected unless `ok`.
+fn require(ok: bool, key: &str, found: impl Display, expected: &str) -> Result<()> {
+    if ok {
+        return Ok(());
+    }
+    Err(Error::usage(
+        format!("`{key}`: found {found}; expected {expected}"),
+        "correct the value in the configuration file or in --set",
+    ))
+}
+
+/// Fails, for a value that is well-formed but that this version cannot honour, unless `ok`.
+fn available(ok: bool, key: &str, found: impl Display, supported: &str) -> Result<()> {
+    if ok {
+        return Ok(());
+    }
+    Err(Error::usage(
+        format!("`{key}`: {found} is not available in this version; supported: {supported}"),
+        format!("set `{key}` to a supported value or leave it out"),
+    ))
+}
+
+impl Config {
+    /// Checks every value that has a range, and refuses what this version does not support.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for the first value that is wrong, naming its key.
+    pub fn validate(&self) -> Result<()> {
+        self.validate_required()?;
+        self.validate_model()?;
+        self.validate_head()?;
+        self.validate_data()?;
+        self.validate_optim()?;
+        self.validate_train()
+    }
+
+    fn validate_required(&self) -> Result<()> {
+        let keys = [
+            ("data.train", &self.data.train, "a folder of folders or a .rec file"),
+            ("train.out", &self.train.out, "the folder to write the run into"),
+        ];
+        for (key, path, what) in keys {
+            if path.as_os_str().is_empty() {
+                return Err(Error::usage(
+                    format!("`{key}` is missing; expected {what}"),
+                    format!("add it to the configuration, or give --set {key}=PATH"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_model(&self) -> Result<()> {
+        let model = &self.model;
+        let arch = model.arch.as_str();
+        if arch.starts_with("iresnet") || arch == "mobilefacenet" {
+            available(
+                false,
+                "model.arch",
+                format!("\"{arch}\" (a network of InsightFace)"),
+                &ARCHS.join(", "),
+            )?;
+        }
+        if !ARCHS.contains(&arch) {
+            let nearest = ARCHS.iter().min_by_key(|known| strsim::damerau_levenshtein(arch, known));
+            return Err(Error::usage(
+                format!("`model.arch`: found \"{arch}\"; expected one of {}", ARCHS.join(", ")),
+                format!("the nearest known network is \"{}\"", nearest.copied().unwrap_or_default()),
+            ));
+        }
+        let [height, width] = model.input;
+        require(
+            height > 0 && width > 0 && height % 16 == 0 && width % 16 == 0,
+            "model.input",
+            format!("[{height}, {width}]"),
+            "a height and a width above 0, both divisible by 16",
+        )?;
+        require(model.embedding > 0, "model.embedding", model.embedding, "1 or more")?;
+        require(
+            (0.0..1.0).contains(&model.dropout),
+            "model.dropout",
+            model.dropout,
+            "0 or more and less than 1",
+        )?;
+        require(model.width > 0, "model.width", model.width, "1 or more")?;
+        if let Some(blocks) = model.blocks {
+            require(
+                blocks.iter().all(|&count| count > 0),
+                "model.blocks",
+                format!("{blocks:?}"),
+                "at least one block in each layer",
+            )?;
+        }
+        Ok(())
+    }
+
+    fn validate_head(&self) -> Result<()> {
+        let head = &self.head;
+        match head.kind {
+            HeadKind::Softmax => {
+                require(
+                    head.margin.is_finite(),
+                    "head.margin",
+                    head.margin,
+                    "a finite number (softmax ignores it)",
+                )?;
+            }
+            HeadKind::CosFace | HeadKind::UniFace => {
+                require((0.0..1.0).contains(&head.margin), "head.margin", head.margin, "a cosine in [0, 1)")?;
+            }
+            HeadKind::ArcFace => require(
+                (0.0..FRAC_PI_2).contains(&head.margin),
+                "head.margin",
+                head.margin,
+                "an angle in radians in [0, pi/2)",
+            )?,
+        }
+        require(head.scale > 0.0 && head.scale.is_finite(), "head.scale", head.scale, "a number above 0")?;
+        if let Some(epl) = head.epl {
+            require((0.0..=1.0).contains(&epl.k), "head.epl.k", epl.k, "a number in [0, 1]")?;
+            require(
+                epl.start_epoch >= 1,
+                "head.epl.start_epoch",
+                epl.start_epoch,
+                "1 or more (epochs count from 1)",
+            )?;
+        }
+        Ok(())
+    }
+
+    fn validate_data(&self) -> Result<()> {
+        let data = &self.data;
+        if let Some(classes) = data.num_classes {
+            require(classes >= 2, "data.num_classes", classes, "2 or more")?;
+        }
+        require(
+            matches!(data.augment.as_slice(), [] | [Augment::Mirror]),
+            "data.augment",
+            format!("\"mirror\" {} times", data.augment.len()),
+            "[] or [\"mirror\"]",
+        )
+    }
+
+    fn validate_optim(&self) -> Result<()> {
+        let optim = &self.optim;
+        let not_negative = |value: f64| value >= 0.0 && value.is_finite();
+        let positive = |value: f64| value > 0.0 && value.is_finite();
+        require(positive(optim.lr), "optim.lr", optim.lr, "a number above 0")?;
+        require(
+            (0.0..1.0).contains(&optim.momentum),
+            "optim.momentum",
+            optim.momentum,
+            "0 or more and less than 1",
+        )?;
+        require(not_negative(optim.weight_decay), "optim.weight_decay", optim.weight_decay, "0 or more")?;
+        require(not_negative(optim.clip_norm), "optim.clip_norm", optim.clip_norm, "0 (off) or more")?;
+        match &optim.schedule {
+            Schedule::Multistep { milestones, gamma } => {
+                require(
+                    milestones.first().is_none_or(|&first| first > 0)
+                        && milestones.windows(2).all(|pair| pair[0] < pair[1]),
+                    "optim.schedule.milestones",
+                    format!("{milestones:?}"),
+                    "ascending numbers of epochs, 1 or more",
+                )?;
+                require(positive(*gamma), "optim.schedule.gamma", gamma, "a number above 0")
+            }
+            Schedule::Polynomial { power, warmup_epochs } => {
+                require(positive(*power), "optim.schedule.power", power, "a number above 0")?;
+                self.validate_warmup(*warmup_epochs)
+            }
+            Schedule::Cosine { warmup_epochs } => self.validate_warmup(*warmup_epochs),
+            Schedule::Constant => Ok(()),
+        }
+    }
+
+    fn validate_warmup(&self, warmup_epochs: f64) -> Result<()> {
+        require(
+            (0.0..f64::from(self.train.epochs.max(1))).contains(&warmup_epochs),
+            "optim.schedule.warmup_epochs",
+            warmup_epochs,
+            &format!("0 or more and less than train.epochs = {}", self.train.epochs),
+        )
+    }
+
+    fn validate_train(&self) -> Result<()> {
+        let train = &self.train;
+        require(train.epochs >= 1, "train.epochs", train.epochs, "1 or more")?;
+        // Batch normalisation of one sample a channel has no variance.
+        require(train.batch_size >= 2, "train.batch_size", train.batch_size, "2 or more")?;
+        require(train.accumulate >= 1, "train.accumulate", train.accumulate, "1 or more")?;
+        available(train.accumulate == 1, "train.accumulate", train.accumulate, "1")?;
+        available(train.precision == Precision::F32, "train.precision", "\"mixed\"", "\"f32\"")?;
+        require(train.log_every >= 1, "train.log_every", train.log_every, "1 or more")?;
+        let default = Train::default();
+        let no_checkpoints =
+            "the default, which has no effect, because checkpoints are not available in this version";
+        available(
+            train.checkpoint_every == default.checkpoint_every,
+            "train.checkpoint_every",
+            train.checkpoint_every,
+            no_checkpoints,
+        )?;
+        available(
+            train.keep_checkpoints == default.keep_checkpoints,
+            "train.keep_checkpoints",
+            train.keep_checkpoints,
+            no_checkpoints,
+        )
+    }
+}

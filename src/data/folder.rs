@@ -1,0 +1,311 @@
+//! A folder of identity folders: each subfolder is a class, each image in it a sample of that class.
+
+use std::ffi::{OsStr, OsString};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use image::ImageFormat;
+
+use super::{Dataset, Image, Options, decode, has_extension, no_such_index};
+use crate::{Error, Result};
+
+/// File names that are taken to be images without looking inside, which would be slow for millions of them.
+const EXTENSIONS: [&str; 10] = ["jpg", "jpeg", "jpe", "jfif", "png", "bmp", "pgm", "ppm", "pnm", "webp"];
+
+/// A dataset of one folder an identity; labels count the identities in natural sort order (`s2` before `s10`).
+#[derive(Debug)]
+pub struct FolderDataset {
+    root: PathBuf,
+    identities: Vec<OsString>,
+    /// Label and file name, so that a path's folders are not stored once an image.
+    images: Vec<(u32, Box<OsStr>)>,
+    options: Options,
+    num_classes: usize,
+    skipped: usize,
+}
+
+impl FolderDataset {
+    /// Lists `root`: identities and their images in natural sort order, hidden files left out, files that
+    /// are not images left out and counted ([`FolderDataset::skipped`]).
+    ///
+    /// # Errors
+    /// No identity folder in `root`, an identity without images or with folders in it, an image in a format
+    /// that is not read, more identities than `options.num_classes`, or a folder that cannot be listed.
+    pub fn open(root: &Path, options: &Options) -> Result<Self> {
+        let listing = list(root)?;
+        if listing.folders.is_empty() {
+            return Err(no_identities(root, &listing));
+        }
+        let mut dataset = Self {
+            root: root.to_path_buf(),
+            identities: Vec::with_capacity(listing.folders.len()),
+            images: Vec::new(),
+            options: options.clone(),
+            num_classes: options.num_classes.unwrap_or(listing.folders.len()),
+            skipped: listing.files.len(),
+        };
+        if dataset.num_classes < listing.folders.len() {
+            return Err(Error::usage(
+                format!(
+                    "data.num_classes is {}, but {} holds {} identities",
+                    dataset.num_classes,
+                    root.display(),
+                    listing.folders.len()
+                ),
+                "leave data.num_classes out to have the identities counted",
+            ));
+        }
+        for identity in listing.folders {
+            dataset.add_identity(identity)?;
+        }
+        Ok(dataset)
+    }
+
+    /// How many visible files were left out because they are not images or lie beside the identity folders.
+    pub fn skipped(&self) -> usize {
+        self.skipped
+    }
+
+    fn add_identity(&mut self, identity: OsString) -> Result<()> {
+        let path = self.root.join(&identity);
+        let listing = list(&path)?;
+        if let Some(inner) = listing.folders.first() {
+            return Err(Error::data(
+                path.join(inner).display().to_string(),
+                "a folder inside an identity's folder",
+                "images only",
+                "move its images into the identity's folder, or make it an identity of its own",
+            ));
+        }
+        let label = u32::try_from(self.identities.len()).map_err(|_| {
+            Error::data(
+                self.root.display().to_string(),
+                "more than 2^32 identities",
+                "fewer",
+                "split the data",
+            )
+        })?;
+        let before = self.images.len();
+        for file in listing.files {
+            if is_image(&path.join(&file))? {
+                self.images.push((label, file.into_boxed_os_str()));
+            } else {
+                self.skipped += 1;
+            }
+        }
+        if self.images.len() == before {
+            return Err(Error::data(
+                path.display().to_string(),
+                "an identity's folder without images",
+                "at least one JPEG, PNG, BMP, PGM or WebP image",
+                "add images to it or remove it",
+            ));
+        }
+        self.identities.push(identity);
+        Ok(())
+    }
+
+    fn path(&self, index: usize) -> Result<(u32, PathBuf)> {
+        let missing = || no_such_index(index, self.images.len());
+        let (label, file) = self.images.get(index).ok_or_else(missing)?;
+        let identity = self.identities.get(*label as usize).ok_or_else(missing)?;
+        Ok((*label, self.root.join(identity).join(file.as_ref())))
+    }
+}
+
+impl Dataset for FolderDataset {
+    fn len(&self) -> usize {
+        self.images.len()
+    }
+
+    fn num_classes(&self) -> usize {
+        self.num_classes
+    }
+
+    fn label(&self, index: usize) -> Result<u32> {
+        self.images.get(index).map(|(label, _)| *label).ok_or_else(|| no_such_index(index, self.images.len()))
+    }
+
+    fn load(&self, index: usize) -> Result<Image> {
+        let (_, path) = self.path(index)?;
+        let encoded = std::fs::read(&path).map_err(|source| Error::io(&path, source))?;
+        decode::decode(&encoded, self.options.size, self.options.resize, || path.display().to_string())
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.path(index).map_or_else(|_| format!("image {index}"), |(_, path)| path.display().to_string())
+    }
+}
+
+/// The visible contents of a folder, each in natural sort order.
+struct Listing {
+    folders: Vec<OsString>,
+    files: Vec<OsString>,
+}
+
+fn list(folder: &Path) -> Result<Listing> {
+    let failed = |source| Error::io(folder, source);
+    let mut listing = Listing { folders: Vec::new(), files: Vec::new() };
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        if is_clutter(&name) {
+            continue;
+        }
+        let mut kind = entry.file_type().map_err(failed)?;
+        if kind.is_symlink() {
+            let path = entry.path();
+            kind = std::fs::metadata(&path).map_err(|source| Error::io(&path, source))?.file_type();
+        }
+        if kind.is_dir() { listing.folders.push(name) } else { listing.files.push(name) }
+    }
+    natural_sort(&mut listing.folders);
+    natural_sort(&mut listing.files);
+    Ok(listing)
+}
+
+/// Sorts as people count: `s2` before `s10`. Names that compare equal so (`1` and `01`) are ordered by bytes,
+/// so that labels never depend on the order in which the file system lists them.
+fn natural_sort(names: &mut [OsString]) {
+    names.sort_by(|a, b| natord::compare(&a.to_string_lossy(), &b.to_string_lossy()).then_with(|| a.cmp(b)));
+}
+
+/// Hidden files and what operating systems, archivers and network drives leave behind.
+fn is_clutter(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    name.starts_with('.')
+        || name.starts_with("@")
+        || name.starts_with("__")
+        || name.eq_ignore_ascii_case("thumbs.db")
+        || name.eq_ignore_ascii_case("desktop.ini")
+}
+
+/// Whether `path` is an image: by its extension, or else by its first bytes.
+fn is_image(path: &Path) -> Result<bool> {
+    if EXTENSIONS.iter().any(|extension| has_extension(path, extension)) {
+        return Ok(true);
+    }
+    let mut start = Vec::with_capacity(32);
+    std::fs::File::open(path)
+        .and_then(|file| file.take(32).read_to_end(&mut start))
+        .map_err(|source| Error::io(path, source))?;
+    match image::guess_format(&start) {
+        Ok(
+            ImageFormat::Jpeg | ImageFormat::Png | ImageFormat::Bmp | ImageFormat::Pnm | ImageFormat::WebP,
+        ) => Ok(true),
+        // An image that would silently be missing from the training is worse than an error.
+        Ok(other) => Err(Error::data(
+            path.display().to_string(),
+            format!("an image in the format {other:?}"),
+            "a JPEG, PNG, BMP, PGM or WebP image",
+            "convert it or remove it",
+        )),
+        Err(_) => Ok(false),
+    }
+}
+
+/// Why `root` is not a dataset, with a hint that fits what it does hold.
+fn no_identities(root: &Path, listing: &Listing) -> Error {
+    let records: Vec<_> = listing.files.iter().filter(|file| has_extension(Path::new(file), "rec")).collect();
+    let (found, hint) = match (records.as_slice(), listing.files.len()) {
+        ([], 0) => ("an empty folder".to_owned(), "put one folder of images an identity in it".to_owned()),
+        ([], files) => (
+            format!("{files} files and no folders"),
+            "put each identity's images in a folder of its own".to_owned(),
+        ),
+        ([record, ..], _) => (
+            "no identity folders and no train.rec".to_owned(),
+            format!("name the record file itself: {}", root.join(record).display()),
+        ),
+    };
+    Error::data(root.display().to_string(), found, "one folder of images an identity, or train.rec", hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::open;
+
+    fn write_image(path: &Path, value: u8) {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        image::GrayImage::from_pixel(4, 4, image::Luma([value]))
+            .save_with_format(path, ImageFormat::Png)
+            .unwrap();
+    }
+
+    fn options() -> Options {
+        Options { size: [4, 4], ..Options::default() }
+    }
+
+    #[test]
+    fn identities_and_images_are_in_natural_order() {
+        let root = tempfile::tempdir().unwrap();
+        for (identity, file, value) in
+            [("s10", "1.png", 30), ("s2", "img10.jpg", 21), ("s2", "img9.png", 20), ("s1", "noextension", 10)]
+        {
+            write_image(&root.path().join(identity).join(file), value);
+        }
+        std::fs::write(root.path().join("s1/.DS_Store"), "x").unwrap();
+        std::fs::write(root.path().join("s1/notes.txt"), "x").unwrap();
+        std::fs::write(root.path().join("readme.md"), "x").unwrap();
+        std::fs::create_dir(root.path().join(".git")).unwrap();
+        std::fs::create_dir(root.path().join("s1/@eaDir")).unwrap();
+
+        let dataset = FolderDataset::open(root.path(), &options()).unwrap();
+        assert_eq!((dataset.len(), dataset.num_classes(), dataset.skipped()), (4, 3, 2));
+        let samples: Vec<(u32, u8)> = (0..4)
+            .map(|index| (dataset.label(index).unwrap(), dataset.load(index).unwrap().rgb[0]))
+            .collect();
+        assert_eq!(samples, [(0, 10), (1, 20), (1, 21), (2, 30)]);
+        assert!(dataset.name(2).ends_with("img10.jpg"));
+        assert!(dataset.label(4).is_err() && dataset.load(4).is_err());
+
+        let few = Options { num_classes: Some(2), ..options() };
+        assert!(matches!(open(root.path(), &few).err().unwrap(), Error::Usage { .. }));
+        let more = Options { num_classes: Some(9), ..options() };
+        assert_eq!(open(root.path(), &more).unwrap().num_classes(), 9);
+    }
+
+    #[test]
+    fn equal_natural_keys_are_ordered_by_bytes() {
+        let mut names: Vec<OsString> = ["a1", "a01", "a10", "a2"].map(OsString::from).to_vec();
+        natural_sort(&mut names);
+        let mut reversed: Vec<OsString> = names.iter().rev().cloned().collect();
+        natural_sort(&mut reversed);
+        assert_eq!(names, reversed);
+        assert_eq!(names[3], "a10");
+    }
+
+    #[test]
+    fn a_wrong_size_names_the_image() {
+        let root = tempfile::tempdir().unwrap();
+        write_image(&root.path().join("a/1.png"), 1);
+        let dataset = FolderDataset::open(root.path(), &Options::default()).unwrap();
+        let error = dataset.load(0).unwrap_err();
+        assert!(error.to_string().contains("1.png") && error.to_string().contains("112 x 112"), "{error}");
+        assert!(error.hint().unwrap().contains("data.resize = true"));
+        let resizing = Options { resize: true, ..Options::default() };
+        assert_eq!(
+            FolderDataset::open(root.path(), &resizing).unwrap().load(0).unwrap().rgb.len(),
+            112 * 112 * 3
+        );
+    }
+
+    #[test]
+    fn folders_that_are_no_dataset_say_why() {
+        let root = tempfile::tempdir().unwrap();
+        let message = || FolderDataset::open(root.path(), &options()).unwrap_err().to_string();
+        assert!(message().contains("an empty folder"), "{}", message());
+        write_image(&root.path().join("1.png"), 1);
+        assert!(message().contains("1 files and no folders"), "{}", message());
+        std::fs::write(root.path().join("other.rec"), "x").unwrap();
+        assert!(message().contains("no train.rec"), "{}", message());
+        std::fs::create_dir(root.path().join("anna")).unwrap();
+        assert!(message().contains("anna") && message().contains("without images"), "{}", message());
+        std::fs::write(root.path().join("anna/old"), b"GIF89a\x01\x00\x01\x00\x00\x00\x00").unwrap();
+        assert!(message().contains("Gif"), "{}", message());
+        std::fs::remove_file(root.path().join("anna/old")).unwrap();
+        write_image(&root.path().join("anna/day1/1.png"), 1);
+        assert!(message().contains("day1"), "{}", message());
+    }
+}

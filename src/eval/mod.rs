@@ -1,0 +1,5 @@
+//! Evaluation protocols of the field, on embeddings that are already computed.
+
+pub mod verify;
+
+pub use verify::{VerificationReport, verify};

@@ -1,0 +1,117 @@
+//! `report.html`: what a training run did, on one page that needs nothing but itself.
+
+mod chart;
+mod faces;
+mod points;
+mod scale;
+mod sections;
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+pub use points::{EvalPoint, FaceRow, NearestPrototype, PrototypePoint, RocCurve, StepPoint};
+
+use crate::{Error, Result};
+
+/// Everything that a report shows. Whatever is empty is left out, and the page says so.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Report {
+    /// Heading of the page.
+    pub title: String,
+    /// Rows of the summary table: what, and its value.
+    pub facts: Vec<(String, String)>,
+    /// The logged steps, in order.
+    pub steps: Vec<StepPoint>,
+    /// The evaluations, in order; several sets at the same step are several points.
+    pub evals: Vec<EvalPoint>,
+    /// A curve a verification set, of the final weights.
+    pub rocs: Vec<RocCurve>,
+    /// What the empirical prototypes did, a point an epoch; empty without EPL.
+    pub prototypes: Vec<PrototypePoint>,
+    /// Sample faces and their nearest prototypes.
+    pub faces: Vec<FaceRow>,
+    /// The resolved configuration.
+    pub config_toml: String,
+}
+
+impl Report {
+    /// The page: HTML with its style sheet, charts and pictures inline. It follows the light or dark preference of
+    /// its reader, and has no script.
+    pub fn render(&self) -> String {
+        html! {
+            (DOCTYPE)
+            html lang="en" {
+                head {
+                    meta charset="utf-8";
+                    meta name="viewport" content="width=device-width, initial-scale=1";
+                    title { (self.title) }
+                    // An icon of its own keeps browsers from asking a server for one.
+                    link rel="icon" href="data:,";
+                    style { (PreEscaped(include_str!("style.css"))) }
+                }
+                body {
+                    main {
+                        header { p.eyebrow { "Training report" } h1 { (self.title) } }
+                        (self.tiles())
+                        (self.summary())
+                        (self.training())
+                        (self.verification())
+                        (self.empirical_prototypes())
+                        (self.sample_faces())
+                        (self.configuration())
+                        footer { "Written by epl " (env!("CARGO_PKG_VERSION")) "." }
+                    }
+                }
+            }
+        }
+        .into_string()
+    }
+
+    /// Writes the page to `path`: beside it first, then renamed, so that a reader never sees half a page.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the file that could not be written.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let mut name = path.as_os_str().to_owned();
+        name.push(".partial");
+        let aside = Path::new(&name);
+        let written = File::create(aside).and_then(|mut file| {
+            file.write_all(self.render().as_bytes())?;
+            file.sync_all()
+        });
+        written.map_err(|source| Error::io(aside, source))?;
+        std::fs::rename(aside, path).map_err(|source| Error::io(path, source))
+    }
+
+    fn summary(&self) -> Markup {
+        html! {
+            h2 { "Run" }
+            @if self.facts.is_empty() {
+                p.missing { "No facts about the run were recorded." }
+            } @else {
+                div.card {
+                    table.facts {
+                        tbody { @for (name, value) in &self.facts { tr { th scope="row" { (name) } td { (value) } } } }
+                    }
+                }
+            }
+        }
+    }
+
+    fn configuration(&self) -> Markup {
+        html! {
+            h2 { "Configuration" }
+            @if self.config_toml.trim().is_empty() {
+                p.missing { "The configuration was not recorded." }
+            } @else {
+                div.card { details { summary { "config.toml, every default written out" } pre { (self.config_toml) } } }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,113 @@
+//! The figures that a report draws. They are also the lines of a run's `metrics.jsonl`, hence the serde names.
+
+use image::RgbImage;
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// One logged step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepPoint {
+    /// Steps done, counted from 1 over the whole run.
+    pub step: u64,
+    /// The epoch, counted from 1.
+    pub epoch: u32,
+    /// Mean loss of the batch.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub loss: f64,
+    /// Learning rate of the step.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub lr: f64,
+    /// Throughput since the line before.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub images_per_second: f64,
+    /// L2 norm of the backbone's gradient, before clipping; NaN where it was not measured.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub grad_norm: f64,
+}
+
+/// One verification set, evaluated once. Fractions, not percent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvalPoint {
+    /// Steps done before the evaluation.
+    pub step: u64,
+    /// The epoch that had ended, counted from 1.
+    pub epoch: u32,
+    /// Name of the set, for example `lfw`.
+    pub set: String,
+    /// Mean accuracy over the ten folds.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub accuracy: f64,
+    /// Population standard deviation of the accuracy over the folds.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub accuracy_std: f64,
+    /// True-accept rate at a false-accept rate of 1e-3.
+    #[serde(rename = "tar_at_far_1e-3", deserialize_with = "null_is_nan")]
+    pub tar_at_far_1e3: f64,
+    /// Area under the ROC curve.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub auc: f64,
+    /// Equal error rate.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub eer: f64,
+    /// Squared distance of two normalised embeddings below which a pair is taken for one person.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub threshold: f64,
+}
+
+/// What the empirical prototypes did in an epoch: means over its samples or, for the angle, over the classes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PrototypePoint {
+    /// Steps done at the end of the epoch.
+    pub step: u64,
+    /// The epoch, counted from 1.
+    pub epoch: u32,
+    /// Mean cosine of an embedding and its class weight, `cos(x, W_y)`.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub cos_weight: f64,
+    /// Mean cosine of an embedding and its empirical prototype, `cos(x, Q_y)`.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub cos_empirical: f64,
+    /// Mean adaptive margin, `k cos(x, Q_y)`.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub adaptive_margin: f64,
+    /// Mean angle in degrees between the two prototypes of a class, W and Q.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub angle_degrees: f64,
+}
+
+/// The receiver operating characteristic of a verification set.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RocCurve {
+    /// Name of the set.
+    pub set: String,
+    /// False-accept rate and true-accept rate, both fractions, in ascending order of the former.
+    pub points: Vec<(f64, f64)>,
+}
+
+/// A face and the prototypes that its embedding is nearest to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FaceRow {
+    /// The face, as the network sees it.
+    pub face: RgbImage,
+    /// Whose face it is.
+    pub name: String,
+    /// The nearest prototypes, nearest first.
+    pub nearest: Vec<NearestPrototype>,
+}
+
+/// One of the prototypes nearest to a face.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NearestPrototype {
+    /// A face of that class, to show whose prototype it is.
+    pub exemplar: RgbImage,
+    /// Whose prototype it is.
+    pub name: String,
+    /// Cosine of the embedding and the prototype.
+    pub cosine: f64,
+    /// Whether it is the prototype of the face's own class.
+    pub right: bool,
+}
+
+/// JSON has no NaN: what is not finite is written as `null`, and `null` is read as NaN.
+fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}

@@ -1,0 +1,206 @@
+//! `metrics.jsonl`: what a run measured, one JSON object a line, for the report and for other programs.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::report::{EvalPoint, PrototypePoint, Report, StepPoint};
+use crate::{Error, Result};
+
+/// A line of the log. The object has the keys of the point, and `kind`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Record {
+    /// A logged step.
+    Step(StepPoint),
+    /// A verification set, evaluated.
+    Eval(EvalPoint),
+    /// What the empirical prototypes did in an epoch.
+    Prototypes(PrototypePoint),
+}
+
+/// Appends records to a file. Each line reaches the operating system whole before [`MetricsLog::append`] returns, so
+/// that a run can be watched, and what a crash leaves is readable.
+#[derive(Debug)]
+pub struct MetricsLog {
+    path: PathBuf,
+    file: File,
+}
+
+impl MetricsLog {
+    /// Opens the log at `path` for appending, and makes it if there is none. A last line that a crash cut off is
+    /// removed.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming `path`.
+    pub fn open(path: &Path) -> Result<Self> {
+        let at = |source| Error::io(path, source);
+        let mut file = OpenOptions::new().create(true).append(true).open(path).map_err(at)?;
+        let contents = std::fs::read(path).map_err(at)?;
+        let whole = contents.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+        if whole < contents.len() {
+            file.set_len(whole as u64).map_err(at)?;
+            file.seek(SeekFrom::End(0)).map_err(at)?;
+        }
+        Ok(Self { path: path.to_path_buf(), file })
+    }
+
+    /// Appends a line. Values that are not finite become `null`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the log's path.
+    pub fn append(&mut self, record: &Record) -> Result<()> {
+        let mut line = serde_json::to_string(record).map_err(|error| Error::io(&self.path, error.into()))?;
+        line.push('\n');
+        self.file.write_all(line.as_bytes()).map_err(|source| Error::io(&self.path, source))
+    }
+}
+
+/// Reads a log. A last line without a line break is what a crash leaves, and is passed over.
+///
+/// # Errors
+/// [`Error::Io`] if the file cannot be read, [`Error::Data`] naming the line that is not a record.
+pub fn read(path: &Path) -> Result<Vec<Record>> {
+    let text = std::fs::read_to_string(path).map_err(|source| Error::io(path, source))?;
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole
+        .lines()
+        .enumerate()
+        .map(|(index, line)| {
+            serde_json::from_str(line).map_err(|error| {
+                Error::data(
+                    format!("{}, line {}", path.display(), index + 1),
+                    format!("a line that is not a record ({error})"),
+                    "a JSON object with kind \"step\", \"eval\" or \"prototypes\"",
+                    "remove the line, or the file if it is not the log of a run",
+                )
+            })
+        })
+        .collect()
+}
+
+/// Adds what a log holds to a report.
+pub fn add_to_report(report: &mut Report, records: impl IntoIterator<Item = Record>) {
+    for record in records {
+        match record {
+            Record::Step(point) => report.steps.push(point),
+            Record::Eval(point) => report.evals.push(point),
+            Record::Prototypes(point) => report.prototypes.push(point),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(step: u64, loss: f64) -> Record {
+        Record::Step(StepPoint {
+            step,
+            epoch: 1,
+            loss,
+            lr: 0.1,
+            images_per_second: 250.5,
+            grad_norm: f64::NAN,
+        })
+    }
+
+    fn records() -> Vec<Record> {
+        vec![
+            step(20, 12.5),
+            Record::Eval(EvalPoint {
+                step: 40,
+                epoch: 1,
+                set: "lfw".to_owned(),
+                accuracy: 0.99,
+                accuracy_std: 0.004,
+                tar_at_far_1e3: 0.95,
+                auc: 0.999,
+                eer: 0.01,
+                threshold: 1.5,
+            }),
+            Record::Prototypes(PrototypePoint {
+                step: 40,
+                epoch: 1,
+                cos_weight: 0.5,
+                cos_empirical: 0.625,
+                adaptive_margin: 0.4375,
+                angle_degrees: 31.0,
+            }),
+        ]
+    }
+
+    #[test]
+    fn lines_have_the_keys_of_the_interface() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut log = MetricsLog::open(&path).unwrap();
+        let mut expected = Vec::new();
+        for (record, keys) in records().iter().zip([
+            "epoch grad_norm images_per_second kind loss lr step",
+            "accuracy accuracy_std auc eer epoch kind set step tar_at_far_1e-3 threshold",
+            "adaptive_margin angle_degrees cos_empirical cos_weight epoch kind step",
+        ]) {
+            log.append(record).unwrap();
+            expected.push(keys);
+            // Read while the log is still open: every line must be there at once.
+            let text = std::fs::read_to_string(&path).unwrap();
+            let found: Vec<String> = text
+                .lines()
+                .map(|line| {
+                    let object: serde_json::Map<_, _> = serde_json::from_str(line).unwrap();
+                    let mut keys: Vec<_> = object.keys().cloned().collect();
+                    keys.sort();
+                    keys.join(" ")
+                })
+                .collect();
+            assert_eq!(found, expected);
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with(r#"{"kind":"step","step":20,"#), "{text}");
+    }
+
+    #[test]
+    fn reads_back_and_fills_a_report() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut log = MetricsLog::open(&path).unwrap();
+        for record in records() {
+            log.append(&record).unwrap();
+        }
+        drop(log);
+        MetricsLog::open(&path).unwrap().append(&step(60, f64::INFINITY)).unwrap();
+
+        let mut report = Report::default();
+        add_to_report(&mut report, read(&path).unwrap());
+        assert_eq!((report.steps.len(), report.evals.len(), report.prototypes.len()), (2, 1, 1));
+        assert_eq!(Record::Eval(report.evals[0].clone()), records()[1]);
+        assert_eq!(Record::Prototypes(report.prototypes[0].clone()), records()[2]);
+        assert_eq!(report.steps[0].loss, 12.5);
+        assert!(report.steps[0].grad_norm.is_nan());
+        assert!(report.steps[1].loss.is_nan(), "what is not finite is null, and null is NaN");
+    }
+
+    #[test]
+    fn a_line_cut_off_by_a_crash_is_passed_over_and_then_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        MetricsLog::open(&path).unwrap().append(&step(20, 3.0)).unwrap();
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"kind\":\"st").unwrap();
+        assert_eq!(read(&path).unwrap().len(), 1);
+        MetricsLog::open(&path).unwrap().append(&step(40, 2.0)).unwrap();
+        assert_eq!(read(&path).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_line_that_is_no_record_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        MetricsLog::open(&path).unwrap().append(&step(20, 3.0)).unwrap();
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"nonsense\n").unwrap();
+        let message = read(&path).unwrap_err().to_string();
+        assert!(message.contains("metrics.jsonl, line 2"), "{message}");
+    }
+}

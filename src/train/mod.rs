@@ -1,0 +1,3 @@
+//! Training: the run's folder and what is written into it.
+
+pub mod metrics;
