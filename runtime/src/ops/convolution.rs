@@ -133,7 +133,9 @@ impl Geometry {
                 "x [N, H, W, Cin] and weight [KH, KW, Cin / groups, Cout], none empty".into(),
             );
         }
-        if weight.shape.dim(2) * conv.groups != x.shape.last() || weight.shape.last() % conv.groups != 0 {
+        if weight.shape.dim(2) * conv.groups != x.shape.last()
+            || !weight.shape.last().is_multiple_of(conv.groups)
+        {
             return wrong(
                 format!("x {x}, weight {weight}, {} groups", conv.groups),
                 format!(
