@@ -11,6 +11,7 @@ pub mod check_finite;
 pub mod clamp_min;
 pub mod clip_factor;
 pub mod conv2d;
+mod conv2d_cases;
 pub mod conv2d_grad_input;
 pub mod conv2d_grad_weight;
 pub mod convolution;
@@ -26,8 +27,6 @@ pub mod scale;
 pub mod sgd;
 pub mod sum_all;
 pub mod sum_rows;
-
-mod conv2d_cases;
 
 /// Every op of the runtime, sorted by name.
 pub const REGISTRY: &[OpEntry] = &[
