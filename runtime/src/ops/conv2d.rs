@@ -74,7 +74,7 @@ impl Op for Conv2d {
     }
 
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
-        let geometry = Geometry::of(self, &lowering.input(0)?.shape, &lowering.input(1)?.shape);
+        let geometry = Geometry::of(self, &lowering.input(0)?.shape, &lowering.input(1)?.shape).flattened();
         let path = geometry.path(self.variant, lowering.caps());
         let (x, weight, y) = (Operand::Input(0), Operand::Input(1), Operand::Output(0));
         if path == Path::Direct {

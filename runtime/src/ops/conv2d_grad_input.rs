@@ -108,7 +108,7 @@ impl Op for Conv2dGradInput {
     }
 
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
-        let geometry = self.geometry(&lowering.input(0)?.shape, &lowering.input(1)?.shape);
+        let geometry = self.geometry(&lowering.input(0)?.shape, &lowering.input(1)?.shape).flattened();
         let path = geometry.path(self.conv.variant, lowering.caps());
         let (weight, dy, dx) = (Operand::Input(0), Operand::Input(1), Operand::Output(0));
         if path == Path::Direct {

@@ -158,14 +158,19 @@ impl Split {
     /// Parts enough to fill the adapter where each of them is `workgroups` workgroups, none trivially short, and not
     /// more memory for the partial sums of `weights` than is worth it. A function of the sizes and the kind of adapter
     /// alone, so that sums are made in the same order on every run.
-    fn choose(caps: &Caps, pixels: usize, weights: usize, workgroups: usize) -> Self {
+    fn choose(caps: &Caps, geometry: &Geometry, weights: usize, workgroups: usize) -> Self {
         /// Partial sums, in elements.
         const MOST: usize = 16 << 20;
-        let (wanted, shortest) = if caps.cpu { (32, 128) } else { (1024, 256) };
-        let parts = usize::div_ceil(wanted, workgroups)
-            .min(pixels.div_ceil(shortest))
-            .min(MOST / weights.max(1))
-            .clamp(1, 1024);
+        /// Elements of x and dy that a CPU keeps in a core's cache while all workgroups of a part walk them.
+        const CACHED: usize = 1 << 18;
+        let pixels = geometry.out_pixels();
+        let (wanted, shortest) = if caps.cpu {
+            let walked = pixels * (geometry.in_channels() + geometry.out_channels());
+            (usize::div_ceil(32, workgroups).max(walked / CACHED), 128)
+        } else {
+            (usize::div_ceil(1024, workgroups), 256)
+        };
+        let parts = wanted.min(pixels.div_ceil(shortest)).min(MOST / weights.max(1)).clamp(1, 1024);
         // The second stage has a workgroup for 64 weights.
         let parts = if weights.div_ceil(64) > caps.max_grid as usize { 1 } else { parts };
         let pixels_per_split = pixels.div_ceil(parts).max(1);
@@ -214,7 +219,7 @@ impl Op for Conv2dGradWeight {
     }
 
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
-        let geometry = self.geometry(&lowering.input(0)?.shape, &lowering.input(1)?.shape);
+        let geometry = self.geometry(&lowering.input(0)?.shape, &lowering.input(1)?.shape).flattened();
         let path = geometry.path(self.conv.variant, lowering.caps());
         let (x, dy, dw) = (Operand::Input(0), Operand::Input(1), Operand::Output(0));
         if path == Path::Direct {
@@ -281,7 +286,7 @@ fn lower_product(
             return Err(Error::graph("a direct gradient is no matrix product", "use its own kernel"));
         }
     };
-    let split = Split::choose(lowering.caps(), pixels, weights, row_blocks * blocks * aligned.groups);
+    let split = Split::choose(lowering.caps(), aligned, weights, row_blocks * blocks * aligned.groups);
     let partial = split.target(lowering, dw, weights);
     let params = GradWeightParams {
         pixels: lowering.size(pixels)?,
@@ -303,14 +308,14 @@ fn lower_product(
         origin_x: -signed(lowering, aligned.padding[1])?,
     };
     let grid =
-        [lowering.size(row_blocks)?, lowering.size(split.splits)?, lowering.size(blocks * aligned.groups)?];
+        [lowering.size(row_blocks)?, lowering.size(blocks * aligned.groups)?, lowering.size(split.splits)?];
     lowering.dispatch(kernel, &constants, &params, &[x, dy, partial], grid)?;
     split.lower_sum(lowering, partial, dw, weights)
 }
 
 fn lower_direct(lowering: &mut Lowering<'_>, geometry: &Geometry) -> Result<()> {
     let (pixels, weights) = (geometry.out_pixels(), Channels::weights(geometry).elements());
-    let split = Split::choose(lowering.caps(), pixels, weights, weights.div_ceil(DIRECT_WORKGROUP));
+    let split = Split::choose(lowering.caps(), geometry, weights, weights.div_ceil(DIRECT_WORKGROUP));
     let dw = Operand::Output(0);
     let partial = split.target(lowering, dw, weights);
     let params = DirectGradWeightParams {

@@ -184,6 +184,16 @@ impl Geometry {
         Shape::from([self.batch, self.out_size[0], self.out_size[1], self.out_channels()])
     }
 
+    /// The same convolution with as few pixels as it can have. Where the window is the whole image (a fully connected
+    /// layer) that is a 1x1 convolution of one pixel with all values as channels; the layouts agree. Its input gradient
+    /// then has no phases in which most taps fall outside.
+    pub fn flattened(&self) -> Self {
+        if self.kernel != self.in_size || self.padding != [0, 0] || self.out_size != [1, 1] || self.groups != 1 {
+            return *self;
+        }
+        Self { in_size: [1, 1], kernel: [1, 1], stride: [1, 1], group_in: self.taps() * self.group_in, ..*self }
+    }
+
     /// The geometry with the channels of a group filled up to multiples of four.
     pub fn aligned(&self) -> Self {
         Self {
