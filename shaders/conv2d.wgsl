@@ -47,8 +47,9 @@ const STEP: u32 = 4u;
 // Pixels of an invocation.
 const PIXELS: u32 = 8u;
 
+override STRIPE: u32 = ROWS / PIXELS;
 override COLUMN_VECTORS: u32 = COLUMNS / 4u;
-override WORKGROUP: u32 = ROWS / PIXELS * COLUMN_VECTORS;
+override WORKGROUP: u32 = STRIPE * COLUMN_VECTORS;
 // How many vectors of either tile an invocation loads; at most 4.
 override X_LOADS: u32 = ROWS * STEP / WORKGROUP;
 override WEIGHT_LOADS: u32 = 4u * STEP * COLUMN_VECTORS / WORKGROUP;
@@ -91,7 +92,8 @@ fn main(
     var tap_x = i32(tap % params.taps_x);
 
     let column = local % COLUMN_VECTORS;
-    let row = local / COLUMN_VECTORS * PIXELS;
+    // The pixels of an invocation lie a stripe apart, so that neighbouring rows of the tile are read together.
+    let row = local / COLUMN_VECTORS;
     var sum: array<vec4<f32>, PIXELS>;
 
     for (var k = 0u; k < k_vectors; k += STEP) {
@@ -122,7 +124,7 @@ fn main(
             let w2 = weight_tile[(j * 4u + 2u) * COLUMN_VECTORS + column];
             let w3 = weight_tile[(j * 4u + 3u) * COLUMN_VECTORS + column];
             for (var p = 0u; p < PIXELS; p++) {
-                let v = x_tile[(row + p) * STEP + j];
+                let v = x_tile[(row + p * STRIPE) * STEP + j];
                 sum[p] = fma(vec4(v.x), w0, sum[p]);
                 sum[p] = fma(vec4(v.y), w1, sum[p]);
                 sum[p] = fma(vec4(v.z), w2, sum[p]);
@@ -145,7 +147,7 @@ fn main(
         return;
     }
     for (var p = 0u; p < PIXELS; p++) {
-        let pixel = first_pixel + row + p;
+        let pixel = first_pixel + row + p * STRIPE;
         if pixel < params.pixels {
             let grid_row = pixel / params.grid_width;
             let oy = grid_row % params.grid_height * params.out_step_y + params.out_first_y;

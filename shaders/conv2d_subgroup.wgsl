@@ -103,10 +103,30 @@ fn main(
                 }
                 var w: array<array<vec4<f32>, 4>, 4>;
                 if WIDE {
-                    w[0] = array(subgroupBroadcast(w0, 0u), subgroupBroadcast(w0, 1u), subgroupBroadcast(w0, 2u), subgroupBroadcast(w0, 3u));
-                    w[1] = array(subgroupBroadcast(w0, 4u), subgroupBroadcast(w0, 5u), subgroupBroadcast(w0, 6u), subgroupBroadcast(w0, 7u));
-                    w[2] = array(subgroupBroadcast(w1, 0u), subgroupBroadcast(w1, 1u), subgroupBroadcast(w1, 2u), subgroupBroadcast(w1, 3u));
-                    w[3] = array(subgroupBroadcast(w1, 4u), subgroupBroadcast(w1, 5u), subgroupBroadcast(w1, 6u), subgroupBroadcast(w1, 7u));
+                    w[0] = array(
+                        subgroupBroadcast(w0, 0u),
+                        subgroupBroadcast(w0, 1u),
+                        subgroupBroadcast(w0, 2u),
+                        subgroupBroadcast(w0, 3u),
+                    );
+                    w[1] = array(
+                        subgroupBroadcast(w0, 4u),
+                        subgroupBroadcast(w0, 5u),
+                        subgroupBroadcast(w0, 6u),
+                        subgroupBroadcast(w0, 7u),
+                    );
+                    w[2] = array(
+                        subgroupBroadcast(w1, 0u),
+                        subgroupBroadcast(w1, 1u),
+                        subgroupBroadcast(w1, 2u),
+                        subgroupBroadcast(w1, 3u),
+                    );
+                    w[3] = array(
+                        subgroupBroadcast(w1, 4u),
+                        subgroupBroadcast(w1, 5u),
+                        subgroupBroadcast(w1, 6u),
+                        subgroupBroadcast(w1, 7u),
+                    );
                 } else {
                     w[0][0] = subgroupBroadcast(w0, 0u);
                     w[0][1] = subgroupBroadcast(w0, 1u);

@@ -15,7 +15,8 @@ use crate::op::{Cost, Lowering, Op, Operand};
 use crate::ops::conv2d::{Conv2d, signed};
 use crate::ops::conv2d_cases;
 use crate::ops::convolution::{
-    Channels, DirectParams, Geometry, PAD, Path, ProductParams, SUBGROUP, TILED, lower_direct, lower_product,
+    Channels, DirectParams, Geometry, PAD, Path, ProductParams, STRIP, SUBGROUP, TILED, lower_direct,
+    lower_product,
 };
 use crate::{Error, Result, Shape, TensorDesc};
 
@@ -65,7 +66,7 @@ static DIRECT: Kernel = Kernel {
 
 /// The registry's entry.
 pub const ENTRY: OpEntry =
-    OpEntry { name: "conv2d_grad_input", cases, kernels: &[&DIRECT, &FLIP, &TILED, &SUBGROUP, &PAD] };
+    OpEntry { name: "conv2d_grad_input", cases, kernels: &[&DIRECT, &FLIP, &TILED, &SUBGROUP, &STRIP, &PAD] };
 
 /// The op `conv2d_grad_input`: `weight, dy -> dx`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

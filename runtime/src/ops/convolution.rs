@@ -188,10 +188,20 @@ impl Geometry {
     /// layer) that is a 1x1 convolution of one pixel with all values as channels; the layouts agree. Its input gradient
     /// then has no phases in which most taps fall outside.
     pub fn flattened(&self) -> Self {
-        if self.kernel != self.in_size || self.padding != [0, 0] || self.out_size != [1, 1] || self.groups != 1 {
+        if self.kernel != self.in_size
+            || self.padding != [0, 0]
+            || self.out_size != [1, 1]
+            || self.groups != 1
+        {
             return *self;
         }
-        Self { in_size: [1, 1], kernel: [1, 1], stride: [1, 1], group_in: self.taps() * self.group_in, ..*self }
+        Self {
+            in_size: [1, 1],
+            kernel: [1, 1],
+            stride: [1, 1],
+            group_in: self.taps() * self.group_in,
+            ..*self
+        }
     }
 
     /// The geometry with the channels of a group filled up to multiples of four.
@@ -338,7 +348,17 @@ pub(super) static SUBGROUP: Kernel = Kernel {
     subgroups: true,
 };
 
-/// Pixels of an invocation of `conv2d_subgroup.wgsl`.
+/// `conv2d_subgroup_strip.wgsl`
+pub(super) static STRIP: Kernel = Kernel {
+    shader: "conv2d_subgroup_strip",
+    entry: "main",
+    params: ProductParams::FIELDS,
+    bindings: &[read("x"), read("weight"), write("y")],
+    constants: &["WORKGROUP"],
+    subgroups: true,
+};
+
+/// Pixels of an invocation of `conv2d_subgroup.wgsl` and `conv2d_subgroup_strip.wgsl`.
 const SUBGROUP_PIXELS: usize = 8;
 
 /// How the output channels of a group are divided among workgroups of the subgroup kernels: whether a workgroup takes
@@ -359,6 +379,15 @@ pub(super) fn tile_grid(
     (tile.row_blocks(rows), tile.column_blocks(columns), tile.constants())
 }
 
+/// Whether `conv2d_subgroup_strip.wgsl` can do a product, and without computing many pixels right of the image.
+fn suits_strips(params: &ProductParams) -> bool {
+    let unused = params.grid_width.next_multiple_of(SUBGROUP_PIXELS as u32) - params.grid_width;
+    params.taps_x == 3
+        && params.stride_x == 1
+        && params.group_out_vectors <= 2
+        && unused * 4 <= params.grid_width
+}
+
 /// Dispatches the implicit matrix product that `params` describe (all but `blocks_per_group`).
 pub(super) fn lower_product(
     lowering: &mut Lowering<'_>,
@@ -369,25 +398,30 @@ pub(super) fn lower_product(
 ) -> Result<()> {
     let pixels = params.pixels as usize;
     let group_out = params.group_out_vectors as usize * 4;
-    let mut grid = |lowering: &Lowering<'_>, pixel_blocks: usize, blocks: usize| -> Result<[u32; 3]> {
-        params.blocks_per_group = lowering.size(blocks)?;
-        let [x, y, _] = lowering.fold(pixel_blocks)?;
-        Ok([x, y, lowering.size(groups * blocks)?])
-    };
-    match path {
+    // The kernel, workgroups along the pixels and along the channels of a group, and the constants.
+    let (kernel, pixel_blocks, blocks, constants) = match path {
+        Path::Subgroup(size) if suits_strips(&params) => {
+            let width = params.grid_width as usize;
+            let strips = pixels / width * width.div_ceil(SUBGROUP_PIXELS);
+            (&STRIP, strips.div_ceil(size as usize), 1, vec![("WORKGROUP", f64::from(size))])
+        }
         Path::Subgroup(size) => {
             let (wide, blocks) = subgroup_columns(group_out);
-            let grid = grid(lowering, pixels.div_ceil(size as usize * SUBGROUP_PIXELS), blocks)?;
-            let constants = [("WORKGROUP", f64::from(size)), ("WIDE", f64::from(u8::from(wide)))];
-            lowering.dispatch(&SUBGROUP, &constants, &params, &operands, grid)
+            let constants = vec![("WORKGROUP", f64::from(size)), ("WIDE", f64::from(u8::from(wide)))];
+            (&SUBGROUP, pixels.div_ceil(size as usize * SUBGROUP_PIXELS), blocks, constants)
         }
         Path::Tiled(tile) => {
             let (pixel_blocks, blocks, constants) = tile_grid(tile, pixels, group_out, groups);
-            let grid = grid(lowering, pixel_blocks, blocks)?;
-            lowering.dispatch(&TILED, &constants, &params, &operands, grid)
+            (&TILED, pixel_blocks, blocks, constants.to_vec())
         }
-        Path::Direct => Err(Error::graph("a direct convolution is no matrix product", "use its own kernel")),
-    }
+        Path::Direct => {
+            return Err(Error::graph("a direct convolution is no matrix product", "use its own kernel"));
+        }
+    };
+    params.blocks_per_group = lowering.size(blocks)?;
+    let [x, y, _] = lowering.fold(pixel_blocks)?;
+    let grid = [x, y, lowering.size(groups * blocks)?];
+    lowering.dispatch(kernel, &constants, &params, &operands, grid)
 }
 
 crate::param_block! {
