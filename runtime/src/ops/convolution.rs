@@ -133,14 +133,17 @@ impl Geometry {
                 "x [N, H, W, Cin] and weight [KH, KW, Cin / groups, Cout], none empty".into(),
             );
         }
-        if weight.shape.dim(2) * conv.groups != x.shape.last() || weight.shape.last() % conv.groups != 0 {
+        let (channels, groups) = (x.shape.last(), conv.groups);
+        if !channels.is_multiple_of(groups) || !weight.shape.last().is_multiple_of(groups) {
             return wrong(
-                format!("x {x}, weight {weight}, {} groups", conv.groups),
-                format!(
-                    "weight [KH, KW, {}, a multiple of {}]",
-                    x.shape.last() as f64 / conv.groups as f64,
-                    conv.groups
-                ),
+                format!("x {x}, weight {weight}"),
+                format!("channels, the last extents, that are multiples of the {groups} groups"),
+            );
+        }
+        if weight.shape.dim(2) != channels / groups {
+            return wrong(
+                format!("x {x}, weight {weight}, {groups} groups"),
+                format!("weight [KH, KW, {}, Cout]", channels / groups),
             );
         }
         let [top, bottom, left, right] = conv.padding;
