@@ -4,7 +4,7 @@
 // As conv2d_subgroup.wgsl, but the 8 pixels of an invocation are neighbours in a row: the 30 vectors of x that their windows
 // take from a row are 10 different ones, and with few output channels loading them is most of the work.
 //
-// Channels are multiples of 4 and all tensors are seen as vec4. Grid: x strips of 8 pixels (folded into x, y), z groups.
+// Channels are multiples of 4 and all tensors are seen as vec4. Grid: x groups, y, z strips of 8 pixels (folded).
 // Every subgroup must be full and have at least 8 invocations.
 
 struct Params {
@@ -52,10 +52,10 @@ fn main(
     @builtin(local_invocation_index) local: u32,
     @builtin(subgroup_invocation_id) lane: u32,
 ) {
-    let column = group.z * params.group_out_vectors;
+    let column = group.x * params.group_out_vectors;
     let strips_per_row = (params.grid_width + PIXELS - 1u) / PIXELS;
     let strips = params.pixels / params.grid_width * strips_per_row;
-    let this_strip = (group.x + group.y * groups.x) * WORKGROUP + local;
+    let this_strip = (group.y + group.z * groups.y) * WORKGROUP + local;
     let strip = min(this_strip, strips - 1u);
     let row = strip / strips_per_row;
     let first_pixel = strip % strips_per_row * PIXELS;
@@ -76,7 +76,7 @@ fn main(
         for (var j = 0u; j < COVERED; j++) {
             let ix = u32(window_x + i32(j));
             inside[j] = iy < params.in_height && ix < params.in_width;
-            at[j] = select(0u, (x_row + ix) * params.in_vectors + group.z * params.group_in_vectors, inside[j]);
+            at[j] = select(0u, (x_row + ix) * params.in_vectors + group.x * params.group_in_vectors, inside[j]);
         }
         for (var i = 0u; i < params.group_in_vectors; i++) {
             var v: array<vec4<f32>, COVERED>;

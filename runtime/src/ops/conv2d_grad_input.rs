@@ -23,7 +23,7 @@ use crate::{Error, Result, Shape, TensorDesc};
 crate::param_block! {
     /// Parameters of `conv2d_grad_input_weight.wgsl`.
     pub struct FlipParams {
-        /// Elements of the result.
+        /// Invocations: one for 16 output channels.
         len: u32,
         /// Kernel rows.
         kernel_height: u32,
@@ -161,9 +161,11 @@ fn lower_flip(
     weight: Operand,
 ) -> Result<Operand> {
     let len = Channels::weights(aligned).elements();
+    lowering.size(len)?;
     let flipped = lowering.workspace(4 * len as u64);
+    let invocations = aligned.taps() * aligned.in_channels() * aligned.group_out.div_ceil(16);
     let params = FlipParams {
-        len: lowering.size(len)?,
+        len: lowering.size(invocations)?,
         kernel_height: lowering.size(geometry.kernel[0])?,
         kernel_width: lowering.size(geometry.kernel[1])?,
         stride_y: lowering.size(geometry.stride[0])?,
@@ -174,8 +176,8 @@ fn lower_flip(
         padded_in: lowering.size(aligned.group_in)?,
         padded_out: lowering.size(aligned.group_out)?,
     };
-    let grid = lowering.fold(len.div_ceil(256))?;
-    lowering.dispatch(&FLIP, &[("WORKGROUP", 256.0)], &params, &[weight, flipped], grid)?;
+    let grid = lowering.fold(invocations.div_ceil(64))?;
+    lowering.dispatch(&FLIP, &[("WORKGROUP", 64.0)], &params, &[weight, flipped], grid)?;
     Ok(flipped)
 }
 

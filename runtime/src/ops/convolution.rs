@@ -423,14 +423,14 @@ pub(super) fn lower_product(
     };
     params.blocks_per_group = lowering.size(blocks)?;
     let [x, y, _] = lowering.fold(pixel_blocks)?;
-    let grid = [x, y, lowering.size(groups * blocks)?];
+    let grid = [lowering.size(groups * blocks)?, x, y];
     lowering.dispatch(kernel, &constants, &params, &operands, grid)
 }
 
 crate::param_block! {
     /// Parameters of `conv2d_pad.wgsl`.
     pub struct PadParams {
-        /// Elements of the result.
+        /// Invocations: one for four values of the inner extent.
         len: u32,
         /// Groups of channels.
         groups: u32,
@@ -500,15 +500,17 @@ impl Channels {
         if from == to {
             return Ok(());
         }
+        lowering.size(self.elements().max(result.elements()))?;
+        let invocations = result.rows * result.a * result.groups * result.b.div_ceil(4);
         let params = PadParams {
-            len: lowering.size(result.elements())?,
+            len: lowering.size(invocations)?,
             groups: lowering.size(self.groups)?,
             from_a: lowering.size(self.a)?,
             from_b: lowering.size(self.b)?,
             to_a: lowering.size(result.a)?,
             to_b: lowering.size(result.b)?,
         };
-        let grid = lowering.fold(result.elements().div_ceil(256))?;
+        let grid = lowering.fold(invocations.div_ceil(256))?;
         lowering.dispatch(&PAD, &[("WORKGROUP", 256.0)], &params, &[from, to], grid)
     }
 }
