@@ -120,7 +120,7 @@ pub struct Optim {
     pub weight_decay: f64,
     /// How the learning rate changes over the run.
     pub schedule: Schedule,
-    /// Largest norm of the backbone's gradient; 0 is no limit.
+    /// Largest norm of the whole gradient, head included; 0 is no limit.
     pub clip_norm: f64,
 }
 

@@ -1,13 +1,17 @@
 //! Face recognition training with empirical prototype learning, on any GPU that wgpu reaches.
 //!
-//! Layers, lowest first; a lower one never names a higher one: [`head`]; [`data`], 
-//! [`config`]; [`eval`]; [`report`]; [`train`]; and the command line.
+//! Layers, lowest first; a lower one never names a higher one: [`nn`]; [`head`]; [`data`], [`interchange`] and
+//! [`config`]; [`model`]; [`eval`]; [`report`]; [`train`]; and the command line.
 
+pub mod cli;
 pub mod config;
 pub mod data;
 pub mod error;
 pub mod eval;
 pub mod head;
+pub mod interchange;
+pub mod model;
+pub mod nn;
 pub mod report;
 pub mod train;
 

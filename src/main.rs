@@ -1,2 +1,7 @@
-//! The `epl` command.
-fn main() {}
+//! The `epl` command; everything is in [`epl::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    epl::cli::main()
+}

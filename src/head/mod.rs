@@ -1,5 +1,27 @@
 //! The heads: what turns a batch of embeddings into a loss (margin losses, with or without EPL).
+//!
+//! The ops are written against the runtime's public op trait, as ops of any other crate would be. [`head_loss`]
+//! records a whole head. `docs/epl.md` has the method, formula by formula.
 
+mod build;
+pub mod epl_update;
+pub mod gather_target;
+pub mod margin_loss;
+mod rows;
 mod settings;
+pub mod uniface_loss;
 
+use epl_runtime::case::OpEntry;
+
+pub use build::{HeadInputs, HeadOutputs, head_loss, initial_bias};
 pub use settings::{ArcMode, Duplicates, EplSettings, EplUpdate, HeadKind, HeadSettings};
+
+/// Every op of the heads, sorted by name.
+pub const REGISTRY: &[OpEntry] = &[
+    epl_update::ENTRY,
+    gather_target::ENTRY,
+    margin_loss::ENTRY,
+    margin_loss::GRAD_ENTRY,
+    uniface_loss::ENTRY,
+    uniface_loss::GRAD_ENTRY,
+];

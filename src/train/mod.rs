@@ -1,3 +1,57 @@
-//! Training: the run's folder and what is written into it.
+//! Training: the step graph, the loop, the run's folder and what is written into it.
 
+use std::sync::Arc;
+
+use epl_runtime::Device;
+
+use crate::Result;
+use crate::config::Config;
+use crate::data::{self, Dataset};
+use crate::eval::pairs::PairSet;
+
+pub mod epoch;
+pub mod events;
+pub mod folder;
 pub mod metrics;
+pub mod plan;
+pub mod sheet;
+pub mod step;
+pub mod summary;
+pub mod trainer;
+
+pub use events::{Console, Observer, Silent};
+pub use folder::RunFolder;
+pub use trainer::{Outcome, Trainer};
+
+/// Trains as `config` says, from opening the data to writing the report.
+pub fn run(config: Config, device: &Arc<Device>, observer: &mut dyn Observer) -> Result<Outcome> {
+    config.validate()?;
+    let options = data::Options {
+        size: config.model.input,
+        resize: config.data.resize,
+        num_classes: config.data.num_classes,
+    };
+    let dataset: Arc<dyn Dataset> = data::open(&config.data.train, &options)?.into();
+    let sets =
+        config.train.eval.iter().map(|path| PairSet::open_bin(path)).collect::<Result<Vec<PairSet>>>()?;
+    run_on(config, device, dataset, sets, observer)
+}
+
+/// Trains on an opened dataset, evaluates on opened sets, and writes the run's folder.
+pub fn run_on(
+    config: Config,
+    device: &Arc<Device>,
+    dataset: Arc<dyn Dataset>,
+    sets: Vec<PairSet>,
+    observer: &mut dyn Observer,
+) -> Result<Outcome> {
+    // The model comes first: whatever is wrong with the configuration leaves no folder behind.
+    let (mut trainer, left) = Trainer::new(config.clone(), device, dataset, sets)?;
+    let mut folder = RunFolder::create(&config)?;
+    if !left.is_empty() {
+        observer.message(&format!("not in the weights given, so started anew: {}", left.join(", ")));
+    }
+    let outcome = trainer.run(&mut folder, observer)?;
+    summary::report(&config, &trainer, &folder, &outcome)?.write(&folder.report_path())?;
+    Ok(outcome)
+}

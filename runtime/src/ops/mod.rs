@@ -6,6 +6,7 @@ pub mod add;
 pub mod batch_norm;
 pub mod batch_norm_eval;
 pub mod batch_norm_grad;
+pub mod broadcast_scalar;
 pub mod check_finite;
 pub mod clamp_min;
 pub mod clip_factor;
@@ -14,12 +15,17 @@ mod conv2d_cases;
 pub mod conv2d_grad_input;
 pub mod conv2d_grad_weight;
 pub mod convolution;
+pub mod dropout;
 pub mod fill;
 pub mod grad_norm;
 pub mod image_input;
+pub mod l2_normalize;
+pub mod matmul;
 pub mod prelu;
 pub mod reshape;
+pub mod scale;
 pub mod sgd;
+pub mod sum_all;
 pub mod sum_rows;
 
 /// Every op of the runtime, sorted by name.
@@ -30,17 +36,24 @@ pub const REGISTRY: &[OpEntry] = &[
     batch_norm_eval::GRAD_ENTRY,
     batch_norm_grad::INPUT_ENTRY,
     batch_norm_grad::WEIGHT_ENTRY,
+    broadcast_scalar::ENTRY,
     check_finite::ENTRY,
     clamp_min::ENTRY,
     clip_factor::ENTRY,
     conv2d::ENTRY,
     conv2d_grad_input::ENTRY,
     conv2d_grad_weight::ENTRY,
+    dropout::ENTRY,
     fill::ENTRY,
     grad_norm::ENTRY,
     image_input::ENTRY,
+    l2_normalize::ENTRY,
+    l2_normalize::GRAD_ENTRY,
+    matmul::ENTRY,
     prelu::ENTRY,
     prelu::GRAD_ENTRY,
+    scale::ENTRY,
     sgd::ENTRY,
+    sum_all::ENTRY,
     sum_rows::ENTRY,
 ];

@@ -1,0 +1,308 @@
+//! The graph, its differentiation, its plan and its replay.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::sync::Arc;
+
+use epl_runtime::autodiff::backward;
+use epl_runtime::case::{Tolerance, normal};
+use epl_runtime::inspect::{find_divergence, profile};
+use epl_runtime::interpret::{Values, interpret};
+use epl_runtime::op::{Cost, Lowering, Op, push_one};
+use epl_runtime::ops::{add, prelu, reshape, sum_rows};
+use epl_runtime::{
+    Array, Caps, Device, DeviceOptions, Graph, Plan, PlanOptions, Record, Result, Session, SessionOptions,
+    Store, TensorDesc, TensorId,
+};
+
+fn device() -> Arc<Device> {
+    Device::open(&DeviceOptions::default()).unwrap()
+}
+
+struct Chain {
+    graph: Graph,
+    x: TensorId,
+    slopes: Vec<TensorId>,
+    loss: TensorId,
+}
+
+/// A chain of PReLUs and residual sums over x `[6, 5]`, with a scalar loss.
+fn chain(length: usize) -> Chain {
+    let mut graph = Graph::new();
+    let x = graph.input("x", TensorDesc::f32([6, 5])).unwrap();
+    let mut slopes = Vec::new();
+    let mut y = x;
+    for index in 0..length {
+        graph.set_scope(format!("layer {index}"));
+        let slope = graph.persistent(&format!("slope {index}"), TensorDesc::f32([5]), "weights").unwrap();
+        slopes.push(slope);
+        let z = prelu::prelu(&mut graph, y, slope).unwrap();
+        y = add::add(&mut graph, z, y).unwrap();
+    }
+    let columns = sum_rows::sum_rows(&mut graph, y, 0.25).unwrap();
+    let column = reshape::reshape(&mut graph, columns, [5, 1]).unwrap();
+    let loss = sum_rows::sum_rows(&mut graph, column, 1.0).unwrap();
+    graph.fetch(loss);
+    Chain { graph, x, slopes, loss }
+}
+
+fn write_slopes(store: &Store, length: usize) {
+    for index in 0..length {
+        store.write(&format!("slope {index}"), &normal([5], 0.3, index as u64 + 10)).unwrap();
+    }
+}
+
+#[test]
+fn gradients_of_a_graph_equal_finite_differences_of_the_graph() {
+    let Chain { mut graph, x, slopes, loss } = chain(3);
+    let mut wrt = slopes.clone();
+    wrt.push(x);
+    let gradients = backward(&mut graph, loss, &wrt).unwrap();
+    let run = |overrides: Option<(usize, usize, f64)>| {
+        let mut values = Values::new();
+        for (index, &id) in wrt.iter().enumerate() {
+            let mut value = Array::from(&normal(graph.desc(id).shape.clone(), 1.0, index as u64));
+            if let Some((_, element, step)) = overrides.filter(|(tensor, ..)| *tensor == index) {
+                value.data[element] += step;
+            }
+            values.set(&graph, id, value).unwrap();
+        }
+        interpret(&graph, &mut values).unwrap();
+        values
+    };
+    let base = run(None);
+    for (index, &gradient) in gradients.iter().enumerate() {
+        let got = base.get(&graph, gradient).unwrap();
+        for element in 0..got.data.len() {
+            let at = |step| run(Some((index, element, step))).get(&graph, loss).unwrap().item();
+            let want = (at(1e-6) - at(-1e-6)) / 2e-6;
+            assert!((got.data[element] - want).abs() < 1e-6, "tensor {index}[{element}]");
+        }
+    }
+}
+
+#[test]
+fn a_planned_session_computes_what_the_references_compute() {
+    let Chain { mut graph, x, slopes, loss } = chain(4);
+    let gradients = backward(&mut graph, loss, &slopes).unwrap();
+    gradients.iter().for_each(|&id| graph.fetch(id));
+    let device = device();
+    for no_sharing in [false, true] {
+        let store = Store::new(&device);
+        let plan = PlanOptions { no_sharing };
+        let options = SessionOptions { plan, poison: true, ..SessionOptions::default() };
+        let mut session = Session::new(&graph, &store, options).unwrap();
+        write_slopes(&store, 4);
+        let input = normal([6, 5], 1.0, 1);
+        let got = session.run(&[(x, &input)]).unwrap();
+        let mut values = Values::new();
+        values.set(&graph, x, Array::from(&input)).unwrap();
+        for (index, &slope) in slopes.iter().enumerate() {
+            values.set(&graph, slope, Array::from(&normal([5], 0.3, index as u64 + 10))).unwrap();
+        }
+        interpret(&graph, &mut values).unwrap();
+        for (&id, got) in graph.fetched().iter().zip(&got) {
+            let want = values.get(&graph, id).unwrap();
+            for (g, w) in got.as_f32().unwrap().iter().zip(&want.data) {
+                assert!((f64::from(*g) - w).abs() < 1e-4 * w.abs().max(1.0), "{g} {w}");
+            }
+        }
+    }
+}
+
+#[test]
+fn tensors_of_one_dispatch_never_share_a_slot_and_lives_never_overlap() {
+    let Chain { mut graph, slopes, loss, .. } = chain(12);
+    backward(&mut graph, loss, &slopes).unwrap().into_iter().for_each(|id| graph.keep(id));
+    let plan = Plan::new(&graph, &Caps::WEBGPU, PlanOptions::default()).unwrap();
+    let lives = plan.lifetimes();
+    for (i, a) in lives.iter().enumerate() {
+        for b in &lives[i + 1..] {
+            let overlap = a.first <= b.last && b.first <= a.last;
+            assert!(!(overlap && a.slot == b.slot), "{a:?} and {b:?}");
+        }
+    }
+    assert!(plan.slots.iter().sum::<u64>() < plan.memory.without_sharing / 2, "{:?}", plan.memory);
+    assert!(plan.explain(&graph).contains("layer 3"));
+}
+
+#[test]
+fn dead_nodes_do_not_run() {
+    let Chain { mut graph, x, .. } = chain(2);
+    let live = Plan::new(&graph, &Caps::WEBGPU, PlanOptions::default()).unwrap().steps.len();
+    add::add(&mut graph, x, x).unwrap();
+    assert_eq!(Plan::new(&graph, &Caps::WEBGPU, PlanOptions::default()).unwrap().steps.len(), live);
+}
+
+#[test]
+fn a_step_allocates_nothing_and_waits_for_nothing() {
+    let Chain { graph, x, .. } = chain(4);
+    let device = device();
+    let store = Store::new(&device);
+    let mut session = Session::new(&graph, &store, SessionOptions::default()).unwrap();
+    write_slopes(&store, 4);
+    let input = normal([6, 5], 1.0, 1);
+    // The first round fills the ring of staging buffers.
+    for _ in 0..4 {
+        session.write(x, input.bytes()).unwrap();
+        session.step().unwrap();
+    }
+    session.flush().unwrap();
+    let (before, live_before) = (device.counters(), device.live_objects());
+    for _ in 0..3 {
+        session.write(x, input.bytes()).unwrap();
+        session.step().unwrap();
+    }
+    let (after, live_after) = (device.counters(), device.live_objects());
+    assert_eq!(after.submits - before.submits, 3, "one submission a step");
+    assert_eq!(after.buffers, before.buffers);
+    assert_eq!(after.bind_groups, before.bind_groups);
+    assert_eq!(after.pipelines, before.pipelines);
+    assert_eq!(after.waits, before.waits);
+    assert_eq!(after.throttles, before.throttles);
+    // wgpu's own count of buffers, bind groups and device memory allocations.
+    assert_eq!(live_after, live_before);
+    session.flush().unwrap();
+}
+
+#[test]
+fn results_arrive_in_order_with_the_step_that_made_them() {
+    let Chain { graph, x, .. } = chain(1);
+    let device = device();
+    let store = Store::new(&device);
+    let mut session = Session::new(&graph, &store, SessionOptions::default()).unwrap();
+    write_slopes(&store, 1);
+    let mut results = Vec::new();
+    for step in 0..10u64 {
+        let input = normal([6, 5], (step + 1) as f32, 1);
+        session.write(x, input.bytes()).unwrap();
+        assert_eq!(session.step().unwrap(), step);
+        results.extend(session.finished().unwrap());
+    }
+    results.extend(session.flush().unwrap());
+    let steps: Vec<u64> = results.iter().map(|done| done.step).collect();
+    assert_eq!(steps, (0..10).collect::<Vec<u64>>());
+    // The chain is homogeneous of degree one in its input.
+    let loss = |index: usize| results[index].values[0].as_f32().unwrap()[0];
+    for step in 1..10 {
+        assert!((loss(step) / loss(0) - (step + 1) as f32).abs() < 1e-4 * (step + 1) as f32);
+    }
+}
+
+#[test]
+fn an_input_that_was_not_written_is_an_error_that_names_it() {
+    let Chain { graph, x, .. } = chain(1);
+    let device = device();
+    let store = Store::new(&device);
+    let mut session = Session::new(&graph, &store, SessionOptions::default()).unwrap();
+    let error = session.step().unwrap_err();
+    assert!(error.to_string().contains("input x"), "{error}");
+    let error = session.write(x, &[0; 8]).unwrap_err();
+    assert!(error.to_string().contains("120 bytes"), "{error}");
+}
+
+#[test]
+fn wrong_shapes_name_the_op_and_where_it_was_recorded() {
+    let mut graph = Graph::new();
+    let a = graph.input("a", TensorDesc::f32([2, 3])).unwrap();
+    let b = graph.input("b", TensorDesc::f32([3, 2])).unwrap();
+    graph.set_scope("layer7.conv1");
+    let error = add::add(&mut graph, a, b).unwrap_err().to_string();
+    for part in ["add", "layer7.conv1", "[2, 3]", "[3, 2]"] {
+        assert!(error.contains(part), "{error}");
+    }
+    assert!(graph.input("a", TensorDesc::f32([1])).is_err(), "a name is given twice");
+}
+
+#[test]
+fn a_tensor_over_the_binding_limit_is_refused_with_both_sizes() {
+    let mut graph = Graph::new();
+    let x = graph.input("x", TensorDesc::f32([5000, 5000, 4])).unwrap();
+    let y = add::add(&mut graph, x, x).unwrap();
+    graph.keep(y);
+    let error = Plan::new(&graph, &Caps::WEBGPU, PlanOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("400000000"), "{error}");
+    assert!(error.to_string().contains("134217728"), "{error}");
+    assert!(error.hint().is_some());
+}
+
+/// PReLU on the GPU with a reference that is wrong by a factor.
+#[derive(Debug)]
+struct Wrong;
+
+impl Op for Wrong {
+    fn name(&self) -> &'static str {
+        "wrong"
+    }
+    fn infer(&self, inputs: &[TensorDesc]) -> Result<Vec<TensorDesc>> {
+        prelu::Prelu.infer(inputs)
+    }
+    fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
+        prelu::Prelu.lower(lowering)
+    }
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        let mut results = prelu::Prelu.reference(inputs);
+        results[0].data.iter_mut().for_each(|v| *v *= 1.01);
+        results
+    }
+    fn cost(&self, inputs: &[TensorDesc], outputs: &[TensorDesc]) -> Cost {
+        prelu::Prelu.cost(inputs, outputs)
+    }
+}
+
+#[test]
+fn the_first_op_that_diverges_is_found() {
+    for broken in [true, false] {
+        let mut graph = Graph::new();
+        let x = graph.input("x", TensorDesc::f32([6, 5])).unwrap();
+        let slope = graph.persistent("slope", TensorDesc::f32([5]), "weights").unwrap();
+        let y = prelu::prelu(&mut graph, x, slope).unwrap();
+        graph.set_scope("the faulty one");
+        let z = if broken {
+            push_one(&mut graph, Wrong, &[y, slope]).unwrap()
+        } else {
+            prelu::prelu(&mut graph, y, slope).unwrap()
+        };
+        graph.set_scope("after it");
+        let z = prelu::prelu(&mut graph, z, slope).unwrap();
+        graph.keep(z);
+        let store = Store::new(&device());
+        let mut session = Session::new(&graph, &store, SessionOptions::default()).unwrap();
+        store.write("slope", &normal([5], 0.3, 2)).unwrap();
+        session.write(x, normal([6, 5], 1.0, 3).bytes()).unwrap();
+        let found = find_divergence(&mut session, Tolerance::default()).unwrap();
+        if broken {
+            let found = found.expect("the wrong reference is noticed");
+            assert_eq!((found.op, found.scope.as_str(), found.node), ("wrong", "the faulty one", 1));
+        } else {
+            assert!(found.is_none(), "{found:?}");
+        }
+    }
+}
+
+#[test]
+fn every_op_is_timed() {
+    let Chain { graph, x, .. } = chain(3);
+    let store = Store::new(&device());
+    let mut session = Session::new(&graph, &store, SessionOptions::default()).unwrap();
+    session.run(&[(x, &normal([6, 5], 1.0, 1))]).unwrap();
+    let timings = profile(&session, 3).unwrap();
+    assert_eq!(timings.len(), session.plan().steps.len());
+    assert!(timings.iter().filter(|t| t.op == "prelu").all(|t| t.seconds > 0.0), "{timings:?}");
+    assert!(timings.iter().any(|t| t.scope == "layer 2" && t.cost.bytes > 0.0));
+}
+
+#[test]
+fn the_same_inputs_give_the_same_bits() {
+    let bits = || {
+        let Chain { mut graph, x, slopes, loss } = chain(5);
+        let gradients = backward(&mut graph, loss, &slopes).unwrap();
+        gradients.iter().for_each(|&id| graph.fetch(id));
+        let store = Store::new(&device());
+        let mut session = Session::new(&graph, &store, SessionOptions::default()).unwrap();
+        write_slopes(&store, 5);
+        let values = session.run(&[(x, &normal([6, 5], 1.0, 1))]).unwrap();
+        values.iter().flat_map(|value| value.bytes().to_vec()).collect::<Vec<u8>>()
+    };
+    assert_eq!(bits(), bits());
+}

@@ -1,0 +1,100 @@
+//! The commands whose names are taken and which this version does not have: scripts get a clear error, and no
+//! other meaning will ever be given to the names.
+
+use std::ffi::OsString;
+
+use clap::{Args, Subcommand};
+
+use crate::Error;
+
+/// Whatever else is on the command line, so that the error is about the command and not about its options.
+#[derive(Debug, Args)]
+pub struct Rest {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    rest: Vec<OsString>,
+}
+
+/// The error of using `command`; `instead` is what this version can do.
+fn absent(command: &str, instead: &str) -> Error {
+    Error::usage(
+        format!("`epl {command}` is not in this version of epl ({})", env!("CARGO_PKG_VERSION")),
+        instead,
+    )
+}
+
+/// Not in this version: write the network as a deployment model (`onnx`)
+#[derive(Debug, Args)]
+pub struct Export {
+    #[command(flatten)]
+    rest: Rest,
+}
+
+impl Export {
+    pub fn error(&self) -> Error {
+        absent("export", "a run's model.safetensors has the weights under the names of the PyTorch release")
+    }
+}
+
+/// Not in this version: convert weights between .pth, .pt and .safetensors
+#[derive(Debug, Args)]
+pub struct Convert {
+    #[command(flatten)]
+    rest: Rest,
+}
+
+impl Convert {
+    pub fn error(&self) -> Error {
+        absent(
+            "convert",
+            "weights are read from .safetensors; in Python, safetensors.torch.save_file writes it",
+        )
+    }
+}
+
+/// Not in this version: inspect, check, pack, unpack, align or make training data
+#[derive(Debug, Args)]
+pub struct Data {
+    #[command(flatten)]
+    rest: Rest,
+}
+
+impl Data {
+    pub fn error(&self) -> Error {
+        absent("data", "`epl train` reads folders of images and .rec files as they are")
+    }
+}
+
+/// Not in this version: measure one training step, kernel by kernel
+#[derive(Debug, Args)]
+pub struct Bench {
+    #[command(flatten)]
+    rest: Rest,
+}
+
+impl Bench {
+    pub fn error(&self) -> Error {
+        absent("bench", "`epl ops perf` measures every kernel; `epl train` logs images a second")
+    }
+}
+
+/// The protocols of `epl eval` that this version does not have.
+#[derive(Debug, Subcommand)]
+pub enum Protocols {
+    /// Not in this version: template verification and identification on IJB-B and IJB-C
+    Ijb(Rest),
+    /// Not in this version: identification among distractors
+    Megaface(Rest),
+    /// Not in this version: every image of a folder against every other
+    AllPairs(Rest),
+}
+
+impl Protocols {
+    pub fn error(&self) -> Error {
+        let name = match self {
+            Self::Ijb(_) => "eval ijb",
+            Self::Megaface(_) => "eval megaface",
+            Self::AllPairs(_) => "eval all-pairs",
+        };
+        absent(name, "`epl eval verify` runs the 1:1 protocol on .bin sets and lists of pairs")
+    }
+}

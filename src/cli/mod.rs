@@ -1,0 +1,144 @@
+//! The `epl` command line: one file a command.
+//!
+//! A command's result goes to standard output, as text or with `--json` as one JSON object; progress and messages
+//! go to standard error. The exit code is 0 where the command did what was asked, 1 where it failed and 2 where it
+//! was used wrongly.
+
+mod absent;
+mod devices;
+mod embed;
+mod eval;
+mod ops;
+mod output;
+mod plan;
+mod train;
+
+use std::fmt::Display;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use epl_runtime::{Device, DeviceOptions};
+use serde::Serialize;
+
+use crate::Result;
+
+const EXAMPLES: &str = "\
+Examples:
+  epl devices                    which GPUs there are, and what they can do
+  epl plan config.toml           how much memory a run needs, before it is started
+  epl train config.toml          train
+  epl ops test                   compare every kernel with its reference on this device
+
+`epl COMMAND --help` has an example of each command.";
+
+/// Trains face recognition networks with empirical prototype learning, on any GPU with Vulkan, Metal or DX12.
+#[derive(Debug, Parser)]
+#[command(name = "epl", version, arg_required_else_help = true, after_help = EXAMPLES)]
+struct Cli {
+    #[command(flatten)]
+    context: Context,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// The options that every command takes.
+#[derive(Debug, clap::Args)]
+struct Context {
+    /// The adapter: its index or a part of its name, as `epl devices` lists them [default: the best one]
+    #[arg(long, global = true, env = "EPL_DEVICE", value_name = "NAME|INDEX", hide_env_values = true)]
+    device: Option<String>,
+    /// Print the result as one JSON object on standard output
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Devices(devices::Devices),
+    Train(train::Train),
+    Plan(plan::Plan),
+    Embed(embed::Embed),
+    Eval(eval::Eval),
+    Ops(ops::Ops),
+    Export(absent::Export),
+    Convert(absent::Convert),
+    Data(absent::Data),
+    Bench(absent::Bench),
+}
+
+/// How a command that ran to its end came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// It did what was asked.
+    Done,
+    /// What it checked is not as it should be; its result says what.
+    Failed,
+}
+
+impl Context {
+    /// How to open the adapter that the user chose.
+    fn device_options(&self) -> DeviceOptions {
+        DeviceOptions { select: self.device.clone(), ..DeviceOptions::default() }
+    }
+
+    /// Opens that adapter.
+    fn open(&self) -> Result<Arc<Device>> {
+        Ok(Device::open(&self.device_options())?)
+    }
+
+    /// Prints a command's result.
+    fn present(&self, result: &(impl Display + Serialize)) -> Result<()> {
+        output::present(result, self.json)
+    }
+}
+
+impl Command {
+    fn run(&self, context: &Context) -> Result<Verdict> {
+        match self {
+            Self::Devices(command) => command.run(context),
+            Self::Train(command) => command.run(context),
+            Self::Plan(command) => command.run(context),
+            Self::Embed(command) => command.run(context),
+            Self::Eval(command) => command.run(context),
+            Self::Ops(command) => command.run(context),
+            Self::Export(command) => Err(command.error()),
+            Self::Convert(command) => Err(command.error()),
+            Self::Data(command) => Err(command.error()),
+            Self::Bench(command) => Err(command.error()),
+        }
+    }
+}
+
+/// The definition of the command line, from which shell completions and man pages can be made.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Runs the command that the process's arguments ask for.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(message) => {
+            // Help, the version, or an error of usage; a closed stream leaves nobody to tell.
+            drop(message.print());
+            return ExitCode::from(u8::try_from(message.exit_code()).unwrap_or(2));
+        }
+    };
+    match cli.command.run(&cli.context) {
+        Ok(Verdict::Done) => ExitCode::SUCCESS,
+        Ok(Verdict::Failed) => ExitCode::FAILURE,
+        Err(error) => {
+            output::report(&error);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_definition_is_consistent() {
+        super::command().debug_assert();
+    }
+}

@@ -1,0 +1,119 @@
+//! `epl ops perf`: how fast the kernels are on this device.
+
+use std::fmt::{self, Display};
+
+use clap::Args;
+use epl_runtime::check::run_speed;
+use serde::Serialize;
+
+use super::{Names, progress};
+use crate::Result;
+use crate::cli::output::{Align, Table};
+use crate::cli::{Context, Verdict};
+
+const EXAMPLES: &str = "\
+Examples:
+  epl ops perf
+  epl ops perf prelu add --repeats 31 --device nvidia";
+
+/// Measure every op on realistic sizes
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Perf {
+    #[command(flatten)]
+    names: Names,
+    /// Executions of which the median is shown
+    #[arg(long, value_name = "N", default_value_t = 11, value_parser = clap::value_parser!(u16).range(1..))]
+    repeats: u16,
+}
+
+#[derive(Debug, Serialize)]
+struct Measurements {
+    device: String,
+    perf: Vec<Row>,
+    /// Cases that could not be measured, for instance because they do not fit into the device's memory.
+    failures: Vec<Failure>,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    op: &'static str,
+    case: String,
+    /// Median milliseconds of one execution.
+    ms: f64,
+    /// 1e9 floating-point operations a second.
+    gflops: f64,
+    /// 1e9 bytes a second, every operand read or written once.
+    gbytes_per_s: f64,
+    /// Whether the GPU's own clock was used; otherwise the time from outside, with submission and wait.
+    gpu_clock: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Failure {
+    op: &'static str,
+    case: String,
+    error: String,
+}
+
+impl Perf {
+    pub fn run(&self, context: &Context) -> Result<Verdict> {
+        let ops = self.names.select()?;
+        let device = context.open()?;
+        let (mut perf, mut failures) = (Vec::new(), Vec::new());
+        let bar = progress(ops.len());
+        for entry in ops {
+            bar.set_message(entry.name);
+            for case in (entry.cases)().into_iter().filter(|case| case.perf) {
+                match run_speed(&device, &case, usize::from(self.repeats)) {
+                    Ok(speed) => perf.push(Row {
+                        op: entry.name,
+                        case: case.label,
+                        ms: speed.seconds * 1e3,
+                        gflops: speed.cost.flops / speed.seconds / 1e9,
+                        gbytes_per_s: speed.cost.bytes / speed.seconds / 1e9,
+                        gpu_clock: speed.gpu_clock,
+                    }),
+                    Err(error) => {
+                        failures.push(Failure { op: entry.name, case: case.label, error: error.to_string() });
+                    }
+                }
+            }
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        let verdict = if failures.is_empty() { Verdict::Done } else { Verdict::Failed };
+        context.present(&Measurements { device: device.description().name.clone(), perf, failures })?;
+        Ok(verdict)
+    }
+}
+
+impl Display for Measurements {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.device)?;
+        let mut table = Table::new(&[
+            ("op", Align::Left),
+            ("case", Align::Left),
+            ("ms", Align::Right),
+            ("GFLOP/s", Align::Right),
+            ("GB/s", Align::Right),
+        ]);
+        for row in &self.perf {
+            table.row([
+                row.op.to_owned(),
+                row.case.clone(),
+                format!("{:.3}", row.ms),
+                format!("{:.1}", row.gflops),
+                format!("{:.1}", row.gbytes_per_s),
+            ]);
+        }
+        write!(f, "{table}")?;
+        if self.perf.iter().any(|row| !row.gpu_clock) {
+            writeln!(f, "timed from outside, submission and wait included: the device has no timestamps")?;
+        }
+        for failure in &self.failures {
+            writeln!(f, "FAILED {} / {}: {}", failure.op, failure.case, failure.error)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,149 @@
+//! What a command prints: its result on standard output, everything else on standard error.
+//!
+//! Neither stream may bring the command down: a reader that closes the pipe early (`epl ops list | head -1`) has
+//! seen what it wanted, and the exit code stays that of the command.
+
+use std::fmt::{self, Display};
+use std::io::{self, ErrorKind, Write};
+
+use serde::Serialize;
+
+use crate::{Error, Result};
+
+/// Writes a result to standard output, as one JSON object or as text.
+///
+/// # Errors
+/// [`Error::Io`] where standard output takes no more (a full disk), but not where its reader is gone.
+pub fn present(result: &(impl Display + Serialize), json: bool) -> Result<()> {
+    let write = || -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        if json {
+            serde_json::to_writer(&mut out, result)?;
+            writeln!(out)?;
+        } else {
+            write!(out, "{result}")?;
+        }
+        out.flush()
+    };
+    match write() {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Error::io("standard output", error)),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a line to standard error.
+pub fn note(line: impl Display) {
+    // Where standard error is closed there is nobody to tell.
+    drop(writeln!(io::stderr(), "{line}"));
+}
+
+/// Reports a failure on standard error: the cause with what is behind it, then what to do about it.
+pub fn report(error: &Error) {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        // Most of our errors already have their cause in their own text.
+        if !text.contains(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        cause = inner.source();
+    }
+    note(format_args!("error: {text}"));
+    if let Some(hint) = error.hint() {
+        note(format_args!("hint: {hint}"));
+    }
+}
+
+/// How a column of a [`Table`] is aligned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Align {
+    /// Text.
+    Left,
+    /// Numbers.
+    Right,
+}
+
+/// A table of text, its columns as wide as their widest cell.
+#[derive(Clone, Debug)]
+pub struct Table {
+    columns: Vec<(&'static str, Align)>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// An empty table with these column titles.
+    pub fn new(columns: &[(&'static str, Align)]) -> Self {
+        Self { columns: columns.to_vec(), rows: Vec::new() }
+    }
+
+    /// Appends a row; cells beyond the columns are not shown.
+    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows.push(cells.into_iter().collect());
+    }
+}
+
+impl Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let titles: Vec<String> = self.columns.iter().map(|(title, _)| (*title).to_owned()).collect();
+        let lines = || std::iter::once(&titles).chain(&self.rows);
+        let widths: Vec<usize> = (0..self.columns.len())
+            .map(|column| {
+                lines()
+                    .filter_map(|cells| cells.get(column))
+                    .map(|cell| cell.chars().count())
+                    .max()
+                    .unwrap_or(0)
+            })
+            .collect();
+        for cells in lines() {
+            let mut line = String::new();
+            for ((cell, width), (_, align)) in cells.iter().zip(&widths).zip(&self.columns) {
+                let padding = " ".repeat(width.saturating_sub(cell.chars().count()));
+                match align {
+                    Align::Left => line.extend([cell.as_str(), &padding, "  "]),
+                    Align::Right => line.extend([padding.as_str(), cell, "  "]),
+                }
+            }
+            writeln!(f, "{}", line.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+/// A number of bytes in the largest binary unit that leaves at least one: `1.5 GiB`.
+pub fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let name = UNITS.get(unit).copied().unwrap_or_default();
+    // Whole numbers, which limits mostly are, without a fraction.
+    if value.fract() == 0.0 { format!("{value} {name}") } else { format!("{value:.2} {name}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_take_the_largest_unit() {
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(128 << 20), "128 MiB");
+        assert_eq!(bytes((1 << 31) - 4), "2.00 GiB");
+        assert_eq!(bytes(3 << 29), "1.50 GiB");
+        assert_eq!(bytes(u64::MAX), "16777216 TiB");
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let mut table = Table::new(&[("op", Align::Left), ("cases", Align::Right)]);
+        table.row(["add".to_owned(), "4".to_owned()]);
+        table.row(["prelu_grad".to_owned(), "12345678".to_owned()]);
+        assert_eq!(table.to_string(), "op             cases\nadd                4\nprelu_grad  12345678\n");
+    }
+}

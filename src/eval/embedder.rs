@@ -1,0 +1,112 @@
+//! Embeds images with a trained backbone.
+
+use std::collections::VecDeque;
+
+use epl_runtime::{Graph, HostTensor, Session, SessionOptions};
+use rayon::prelude::*;
+
+use crate::data::Image;
+use crate::model::Model;
+use crate::nn::input::{Images, packed_bytes, record_images};
+use crate::nn::ir::Mode;
+use crate::{Error, Result};
+
+/// A backbone recorded for evaluation, with a fixed batch size.
+pub struct Embedder {
+    session: Session,
+    images: Images,
+    batch: usize,
+    size: [usize; 2],
+    dimension: usize,
+}
+
+impl Embedder {
+    /// Records `model`'s backbone for batches of `batch` images.
+    pub fn new(model: &Model, batch: usize) -> Result<Self> {
+        let network = &model.spec.network;
+        let batch = batch.max(1);
+        let mut graph = Graph::new();
+        let parameters = model.spec.parameters.declare(&mut graph)?;
+        let images = record_images(&mut graph, batch, network.input)?;
+        let embedding = network.record(&mut graph, &parameters, images.normalized, Mode::Evaluate)?;
+        graph.fetch(embedding);
+        let session = Session::new(&graph, &model.store, SessionOptions::default())?;
+        Ok(Self { session, images, batch, size: network.input, dimension: network.embedding })
+    }
+
+    /// Length of an embedding.
+    pub fn dimension(&self) -> usize {
+        self.dimension
+    }
+
+    /// Height and width of the input.
+    pub fn size(&self) -> [usize; 2] {
+        self.size
+    }
+
+    /// Embeddings `[count, dimension]` of the images that `load(0)` .. `load(count - 1)` give, row by row. With `flip`
+    /// the embedding of the mirrored image is added; nothing is normalised. `load` runs on all cores. `progress` gets
+    /// the number of images done.
+    pub fn embed(
+        &mut self,
+        count: usize,
+        load: &(dyn Fn(usize) -> Result<Image> + Sync),
+        flip: bool,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Vec<f32>> {
+        let image_bytes = self.size[0] * self.size[1] * 3;
+        let passes: &[u32] = if flip { &[0, 1] } else { &[0] };
+        let mut embeddings = vec![0.0f32; count * self.dimension];
+        // First row and number of rows of each step in flight, oldest first.
+        let mut pending = VecDeque::new();
+        let mut bytes = vec![0u8; packed_bytes(self.batch, self.size)];
+        for first in (0..count).step_by(self.batch) {
+            let filled = self.batch.min(count - first);
+            // A partial last batch keeps images of the batch before in its other rows; their results are left out.
+            bytes.par_chunks_exact_mut(image_bytes).take(filled).enumerate().try_for_each(
+                |(offset, target)| {
+                    let image = load(first + offset)?;
+                    if [image.height, image.width] != self.size || image.rgb.len() != target.len() {
+                        return Err(Error::data(
+                            format!("image {}", first + offset),
+                            format!("{} x {} pixels", image.height, image.width),
+                            format!("{} x {}", self.size[0], self.size[1]),
+                            "resize or align the images to the network's input first",
+                        ));
+                    }
+                    target.copy_from_slice(&image.rgb);
+                    Ok(())
+                },
+            )?;
+            for &mirror in passes {
+                self.session.write(self.images.bytes, &bytes)?;
+                let flags = vec![mirror; self.batch];
+                self.session.write(self.images.mirror, bytemuck::cast_slice(&flags))?;
+                self.session.step()?;
+                pending.push_back((first, filled));
+            }
+            for done in self.session.finished()? {
+                add_rows(&mut embeddings, pending.pop_front(), &done.values, self.dimension)?;
+            }
+            progress(first + filled);
+        }
+        for done in self.session.flush()? {
+            add_rows(&mut embeddings, pending.pop_front(), &done.values, self.dimension)?;
+        }
+        Ok(embeddings)
+    }
+}
+
+fn add_rows(
+    embeddings: &mut [f32],
+    rows: Option<(usize, usize)>,
+    values: &[HostTensor],
+    dimension: usize,
+) -> Result<()> {
+    let (Some((first, filled)), Some(value)) = (rows, values.first()) else { return Ok(()) };
+    let target = embeddings.iter_mut().skip(first * dimension).take(filled * dimension);
+    for (sum, value) in target.zip(value.as_f32()?) {
+        *sum += value;
+    }
+    Ok(())
+}

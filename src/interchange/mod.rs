@@ -1,0 +1,3 @@
+//! Weights in and out.
+
+pub mod safetensors;

@@ -1,0 +1,178 @@
+//! State dicts as safetensors files: the names and layouts of the PyTorch state dict.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+
+use crate::{Error, Result};
+
+/// A tensor of a state dict.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// 32-bit floats.
+    F32(Vec<f32>),
+    /// 64-bit integers (`num_batches_tracked`).
+    I64(Vec<i64>),
+}
+
+/// Named tensors with shapes, and the file's metadata.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StateDict {
+    /// Tensors by name.
+    pub tensors: BTreeMap<String, (Vec<usize>, Value)>,
+    /// Free text by key: architecture, input size, head, ...
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl StateDict {
+    /// Adds a float tensor.
+    pub fn insert(&mut self, name: impl Into<String>, shape: &[usize], values: Vec<f32>) {
+        self.tensors.insert(name.into(), (shape.to_vec(), Value::F32(values)));
+    }
+
+    /// Shape and floats of tensor `name`, or `None` where it is missing or not float.
+    pub fn floats(&self, name: &str) -> Option<(&[usize], &[f32])> {
+        match self.tensors.get(name) {
+            Some((shape, Value::F32(values))) => Some((shape, values)),
+            _ => None,
+        }
+    }
+
+    /// Reads a safetensors file. f32, f16, bf16 and f64 become f32; integers become i64.
+    pub fn read(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
+        let place = path.display().to_string();
+        let broken = |error: safetensors::SafeTensorError| {
+            let hint = "convert other formats to safetensors first";
+            Error::data(place.clone(), error.to_string(), "a safetensors file", hint)
+        };
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
+        let file = SafeTensors::deserialize(&bytes).map_err(broken)?;
+        let mut found = Self::default();
+        if let Some(metadata) = header.metadata() {
+            found.metadata.extend(metadata.iter().map(|(key, value)| (key.clone(), value.clone())));
+        }
+        for (name, view) in file.tensors() {
+            let value = convert(&view).ok_or_else(|| {
+                let (place, dtype) = (format!("{place}: tensor {name}"), format!("{:?}", view.dtype()));
+                Error::data(place, dtype, "f32, f16, bf16, f64, u8, i32 or i64", "save the weights as f32")
+            })?;
+            found.tensors.insert(name, (view.shape().to_vec(), value));
+        }
+        Ok(found)
+    }
+
+    /// Writes a safetensors file: aside, synced, then renamed, so that it is never half there. The same state dict
+    /// gives the same bytes.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let encoded: Vec<(&String, Dtype, &Vec<usize>, Vec<u8>)> = self
+            .tensors
+            .iter()
+            .map(|(name, (shape, value))| match value {
+                Value::F32(values) => (name, Dtype::F32, shape, little_endian(values, f32::to_le_bytes)),
+                Value::I64(values) => (name, Dtype::I64, shape, little_endian(values, i64::to_le_bytes)),
+            })
+            .collect();
+        let refused = |error: safetensors::SafeTensorError| {
+            let hint = "this is a fault of the program; please report it";
+            Error::data(path.display().to_string(), error.to_string(), "tensors of their shapes", hint)
+        };
+        let views = encoded
+            .iter()
+            .map(|(name, dtype, shape, bytes)| {
+                Ok((name.as_str(), TensorView::new(*dtype, (*shape).clone(), bytes).map_err(refused)?))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let metadata: HashMap<String, String> = self.metadata.clone().into_iter().collect();
+        let metadata = (!metadata.is_empty()).then_some(metadata);
+        let bytes = safetensors::serialize(views, metadata).map_err(refused)?;
+        write_atomically(path, &sorted_header(bytes))
+    }
+}
+
+/// safetensors writes metadata in hash order; sorting it makes the same weights the same file, bit for bit.
+fn sorted_header(bytes: Vec<u8>) -> Vec<u8> {
+    let Some((length, rest)) = bytes.split_first_chunk::<8>() else { return bytes };
+    let size = u64::from_le_bytes(*length) as usize;
+    let Some((header, data)) = rest.split_at_checked(size) else { return bytes };
+    // serde_json's map is sorted by key; offsets are values and keep their meaning.
+    let Ok(value) = serde_json::from_slice::<serde_json::Value>(header) else { return bytes };
+    let mut text = value.to_string().into_bytes();
+    text.resize(text.len().next_multiple_of(8), b' ');
+    let mut out = (text.len() as u64).to_le_bytes().to_vec();
+    out.extend_from_slice(&text);
+    out.extend_from_slice(data);
+    out
+}
+
+/// Writes `bytes` to `path` so that a reader finds the old file or the new one, whatever happens in between.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let aside = path.with_extension("partial");
+    let write = || -> std::io::Result<()> {
+        use std::io::Write;
+        let mut file = std::fs::File::create(&aside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&aside, path)
+    };
+    write().map_err(|source| Error::io(path, source))
+}
+
+fn little_endian<T: Copy, const N: usize>(values: &[T], encode: impl Fn(T) -> [u8; N]) -> Vec<u8> {
+    values.iter().flat_map(|&value| encode(value)).collect()
+}
+
+fn convert(view: &TensorView<'_>) -> Option<Value> {
+    let data = view.data();
+    Some(match view.dtype() {
+        Dtype::F32 => Value::F32(chunks(data, f32::from_le_bytes)),
+        Dtype::F64 => Value::F32(chunks(data, |b| f64::from_le_bytes(b) as f32)),
+        Dtype::F16 => Value::F32(chunks(data, |b| half::f16::from_le_bytes(b).to_f32())),
+        Dtype::BF16 => Value::F32(chunks(data, |b| half::bf16::from_le_bytes(b).to_f32())),
+        Dtype::I32 => Value::I64(chunks(data, |b| i64::from(i32::from_le_bytes(b)))),
+        Dtype::I64 => Value::I64(chunks(data, i64::from_le_bytes)),
+        Dtype::U8 => Value::I64(data.iter().map(|&b| i64::from(b)).collect()),
+        _ => return None,
+    })
+}
+
+fn chunks<T, const N: usize>(data: &[u8], decode: impl Fn([u8; N]) -> T) -> Vec<T> {
+    data.as_chunks::<N>().0.iter().map(|chunk| decode(*chunk)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_dict_survives_the_file_and_is_the_same_bytes_each_time() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("w.safetensors");
+        let mut dict = StateDict::default();
+        dict.insert("b", &[2, 2], vec![1.0, -2.5, f32::MIN_POSITIVE, 3e38]);
+        dict.insert("a", &[1], vec![0.1]);
+        dict.tensors.insert("n".into(), (vec![], Value::I64(vec![7])));
+        for key in ["z", "k", "arch", "input"] {
+            dict.metadata.insert(key.into(), format!("value of {key}"));
+        }
+        dict.write(&path).expect("written");
+        let first = std::fs::read(&path).expect("there");
+        assert_eq!(StateDict::read(&path).expect("read"), dict);
+        for _ in 0..8 {
+            dict.write(&path).expect("written again");
+            assert_eq!(std::fs::read(&path).expect("there"), first);
+        }
+    }
+
+    #[test]
+    fn rubbish_is_refused_by_name() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("w.safetensors");
+        std::fs::write(&path, b"\xff\xff\xff\xff\xff\xff\xff\xffrubbish").expect("written");
+        let error = StateDict::read(&path).expect_err("not a safetensors file");
+        assert!(error.to_string().contains("w.safetensors"), "{error}");
+        assert!(StateDict::read(&folder.path().join("missing")).is_err());
+    }
+}

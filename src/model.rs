@@ -1,0 +1,237 @@
+//! A model on a device: network and head, their parameters in a store, and their way to and from state dicts.
+
+use std::sync::Arc;
+
+use epl_runtime::{Device, Graph, Session, SessionOptions, Store, TensorDesc};
+
+use crate::head::{self, HeadKind, HeadSettings};
+use crate::interchange::safetensors::{StateDict, Value};
+use crate::nn::init::{initialize, normal};
+use crate::nn::parameters::{Initial, Layout, MOMENTUM, Parameters, Role};
+use crate::nn::{IrNetwork, ParameterSpec};
+use crate::{Error, Result};
+
+/// Name of the class weights in the state dict.
+pub const HEAD_WEIGHT: &str = "loss.weight";
+/// Name of the empirical prototypes in the state dict.
+pub const HEAD_QUEUE: &str = "loss.queue";
+/// Name of UniFace's bias in the state dict.
+pub const HEAD_BIAS: &str = "loss.bias";
+
+/// A classification head over a number of classes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Head {
+    /// Its kind, margin, scale and EPL.
+    pub settings: HeadSettings,
+    /// Number of classes.
+    pub classes: usize,
+}
+
+/// Network and head as data, with the places of their parameters.
+#[derive(Clone, Debug)]
+pub struct ModelSpec {
+    /// The backbone.
+    pub network: IrNetwork,
+    /// The architecture's name, for metadata.
+    pub arch: String,
+    /// The head; `None` for a model that only embeds.
+    pub head: Option<Head>,
+    /// The parameters of both.
+    pub parameters: Parameters,
+}
+
+impl ModelSpec {
+    /// Lays out a network and a head.
+    pub fn new(arch: &str, network: IrNetwork, head: Option<Head>) -> Result<Self> {
+        network.validate()?;
+        let mut specs = network.parameters();
+        if let Some(head) = &head {
+            let dimension = network.embedding;
+            specs.push(ParameterSpec {
+                name: HEAD_WEIGHT.into(),
+                shape: [head.classes, dimension].into(),
+                layout: Layout::Plain,
+                role: Role::Weight,
+                initial: Initial::Normal(1.0 / (dimension as f32).sqrt()),
+            });
+            if head.settings.kind == HeadKind::UniFace {
+                specs.push(ParameterSpec {
+                    name: HEAD_BIAS.into(),
+                    shape: [1].into(),
+                    layout: Layout::Plain,
+                    role: Role::Weight,
+                    initial: Initial::Constant(head::initial_bias(head.classes)),
+                });
+            }
+        }
+        Ok(Self { network, arch: arch.into(), head, parameters: Parameters::new(specs)? })
+    }
+
+    /// Shape of the empirical prototypes, where the head has them: `[classes, embedding]`.
+    pub fn queue_desc(&self) -> Option<TensorDesc> {
+        let head = self.head.as_ref()?;
+        head.settings.epl.as_ref()?;
+        Some(TensorDesc::f32([head.classes, self.network.embedding]))
+    }
+
+    /// What the metadata of a weights file says about the network.
+    pub fn metadata(&self, step: u64) -> Vec<(String, String)> {
+        let network = &self.network;
+        let mut pairs = vec![
+            ("arch".into(), self.arch.clone()),
+            ("input".into(), format!("[{}, {}]", network.input[0], network.input[1])),
+            ("embedding".into(), network.embedding.to_string()),
+            ("width".into(), network.width.to_string()),
+            ("blocks".into(), format!("{:?}", network.blocks)),
+            ("channel_order".into(), "RGB".into()),
+            ("normalization".into(), "(x/255 - 0.5)/0.5".into()),
+            ("step".into(), step.to_string()),
+            ("producer".into(), format!("epl {}", env!("CARGO_PKG_VERSION"))),
+        ];
+        if let Some(head) = &self.head {
+            // Settings are plain data; a failure to print them would only leave the entry out.
+            if let Ok(text) = serde_json::to_string(&head.settings) {
+                pairs.push(("head".into(), text));
+            }
+            pairs.push(("classes".into(), head.classes.to_string()));
+        }
+        pairs
+    }
+
+    /// The network that a weights file describes in its metadata. `arch` stands in where it says nothing.
+    pub fn from_state_dict(dict: &StateDict, arch: Option<&str>, place: &str) -> Result<Self> {
+        let text = |key: &str| dict.metadata.get(key).map(String::as_str);
+        let name = arch.or_else(|| text("arch")).ok_or_else(|| {
+            Error::usage(
+                format!("{place} does not say its architecture"),
+                "name it with --arch, such as ir50",
+            )
+        })?;
+        let mut network = IrNetwork::named(name)?;
+        let wrong = |key: &str, found: &str| {
+            Error::data(
+                format!("{place}: metadata {key}"),
+                format!("{found:?}"),
+                "what epl writes there",
+                "use an unaltered weights file",
+            )
+        };
+        fn parse<T: serde::de::DeserializeOwned>(found: &str) -> Option<T> {
+            serde_json::from_str(found).ok()
+        }
+        if let Some(found) = text("input") {
+            network.input = parse(found).ok_or_else(|| wrong("input", found))?;
+        }
+        if let Some(found) = text("embedding") {
+            network.embedding = parse(found).ok_or_else(|| wrong("embedding", found))?;
+        }
+        if let Some(found) = text("width") {
+            network.width = parse(found).ok_or_else(|| wrong("width", found))?;
+        }
+        if let Some(found) = text("blocks") {
+            network.blocks = parse(found).ok_or_else(|| wrong("blocks", found))?;
+        }
+        Self::new(name, network, None)
+    }
+}
+
+/// A model with its parameters on a device.
+pub struct Model {
+    /// What it is.
+    pub spec: ModelSpec,
+    /// Its parameters.
+    pub store: Store,
+}
+
+impl Model {
+    /// A model with initial parameters, a function of `seed` alone.
+    pub fn new(spec: ModelSpec, device: &Arc<Device>, seed: u64) -> Result<Self> {
+        let model = Self::allocate(spec, device)?;
+        initialize(&model.spec.parameters, &model.store, seed)?;
+        if let Some(desc) = model.spec.queue_desc() {
+            // Unit-variance noise, not normalised, as the release starts it.
+            let values = normal(HEAD_QUEUE, desc.shape.elements(), 1.0, seed)?;
+            model.store.write_range(HEAD_QUEUE, 0, bytemuck::cast_slice(&values))?;
+        }
+        Ok(model)
+    }
+
+    /// A model whose backbone comes from a state dict; a head is initialised where the dict has none that fits.
+    pub fn allocate(spec: ModelSpec, device: &Arc<Device>) -> Result<Self> {
+        let store = Store::new(device);
+        let mut graph = Graph::new();
+        spec.parameters.declare(&mut graph)?;
+        if spec.head.is_some() {
+            let arena = TensorDesc::f32([spec.parameters.arena_elements()]);
+            graph.persistent(MOMENTUM, arena, "optimizer")?;
+        }
+        if let Some(desc) = spec.queue_desc() {
+            graph.persistent(HEAD_QUEUE, desc, "prototypes")?;
+        }
+        // A session of a graph without ops allocates what it declares and nothing else.
+        Session::new(&graph, &store, SessionOptions::default())?;
+        Ok(Self { spec, store })
+    }
+
+    /// Sets parameters from a state dict. Backbone tensors must all be there with their shapes; those of the head are
+    /// taken where they fit. Returns the names of head tensors that were not taken.
+    pub fn load(&self, dict: &StateDict, place: &str) -> Result<Vec<String>> {
+        let mut left = Vec::new();
+        for entry in self.spec.parameters.entries() {
+            let name = &entry.spec.name;
+            let of_head = name.starts_with("loss.");
+            match dict.floats(name) {
+                Some((shape, values)) if shape == entry.spec.shape.dims() => {
+                    self.spec.parameters.write(&self.store, name, values)?;
+                }
+                _ if of_head => left.push(name.clone()),
+                Some((shape, _)) => {
+                    return Err(Error::data(
+                        format!("{place}: tensor {name}"),
+                        format!("shape {shape:?}"),
+                        format!("shape {}", entry.spec.shape),
+                        "use weights of the same architecture, width, depth and input size",
+                    ));
+                }
+                None => {
+                    return Err(Error::data(
+                        place,
+                        format!("no tensor {name}"),
+                        format!("the state dict of {}", self.spec.arch),
+                        "use weights of the same architecture",
+                    ));
+                }
+            }
+        }
+        if let Some(desc) = self.spec.queue_desc() {
+            match dict.floats(HEAD_QUEUE) {
+                Some((shape, values)) if shape == desc.shape.dims() => {
+                    self.store.write_range(HEAD_QUEUE, 0, bytemuck::cast_slice(values))?;
+                }
+                _ => left.push(HEAD_QUEUE.into()),
+            }
+        }
+        Ok(left)
+    }
+
+    /// All parameters as a state dict, with `num_batches_tracked` as PyTorch has it, after `step` steps.
+    pub fn state_dict(&self, step: u64) -> Result<StateDict> {
+        let mut dict = StateDict::default();
+        for entry in self.spec.parameters.entries() {
+            let name = &entry.spec.name;
+            let values = self.spec.parameters.read(&self.store, name)?;
+            dict.insert(name, entry.spec.shape.dims(), values);
+            if let Some(layer) = name.strip_suffix("running_mean") {
+                let tracked = i64::try_from(step).unwrap_or(i64::MAX);
+                dict.tensors
+                    .insert(format!("{layer}num_batches_tracked"), (vec![], Value::I64(vec![tracked])));
+            }
+        }
+        if let Some(desc) = self.spec.queue_desc() {
+            let queue = self.store.read(HEAD_QUEUE)?;
+            dict.insert(HEAD_QUEUE, desc.shape.dims(), queue.as_f32()?.to_vec());
+        }
+        dict.metadata.extend(self.spec.metadata(step));
+        Ok(dict)
+    }
+}

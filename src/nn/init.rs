@@ -1,0 +1,41 @@
+//! Initial values, each a function of the seed and the parameter's name alone, so that adding a layer changes no other.
+
+use epl_runtime::Store;
+use rand::SeedableRng;
+use rand_distr::{Distribution, Normal};
+use rand_pcg::Pcg64Mcg;
+
+use crate::nn::parameters::{Initial, ParameterSpec, Parameters};
+use crate::{Error, Result};
+
+/// 64-bit FNV-1a: turns a name into a stream of its own.
+fn name_hash(name: &str) -> u64 {
+    name.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// `count` normal values with the given deviation, for the parameter called `name`.
+pub fn normal(name: &str, count: usize, deviation: f32, seed: u64) -> Result<Vec<f32>> {
+    let mut generator = Pcg64Mcg::seed_from_u64(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ name_hash(name));
+    let distribution = Normal::new(0.0f64, f64::from(deviation)).map_err(|error| {
+        Error::usage(format!("initial deviation {deviation} of {name}: {error}"), "use a finite width")
+    })?;
+    Ok((0..count).map(|_| distribution.sample(&mut generator) as f32).collect())
+}
+
+/// The initial values of a parameter in state-dict order.
+pub fn initial_values(spec: &ParameterSpec, seed: u64) -> Result<Vec<f32>> {
+    let count = spec.shape.elements();
+    match spec.initial {
+        Initial::Constant(value) => Ok(vec![value; count]),
+        Initial::Normal(deviation) => normal(&spec.name, count, deviation, seed),
+    }
+}
+
+/// Sets every parameter to its initial values.
+pub fn initialize(parameters: &Parameters, store: &Store, seed: u64) -> Result<()> {
+    for entry in parameters.entries() {
+        parameters.write(store, &entry.spec.name, &initial_values(&entry.spec, seed)?)?;
+    }
+    Ok(())
+}

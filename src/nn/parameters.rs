@@ -1,0 +1,269 @@
+//! Parameters by state-dict name, packed into arenas.
+//!
+//! Everything that the optimiser trains lies in one persistent tensor (`weights`), with gradients and momentum in two
+//! more of the same length, so that SGD, the gradient norm and the finite check are one dispatch each. What is not
+//! trained by gradient (running statistics, frozen weights) lies in `statistics`. Each parameter is a view.
+
+use std::collections::HashMap;
+
+use epl_runtime::graph::VIEW_ALIGNMENT;
+use epl_runtime::{Graph, HostTensor, Shape, Store, TensorDesc, TensorId};
+
+use crate::{Error, Result};
+
+/// What a parameter is to the trainer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Trained by gradient.
+    Weight,
+    /// A PReLU slope: trained, then clamped from below after every step.
+    Slope,
+    /// Not trained by gradient: running statistics, frozen weights.
+    Statistic,
+}
+
+/// How a parameter is laid out on the GPU, compared with the state dict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// As in the state dict.
+    Plain,
+    /// State dict `[Cout, Cin, KH, KW]`, GPU `[KH, KW, Cin, Cout]`.
+    Convolution,
+}
+
+/// How a parameter starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Initial {
+    /// All elements the same.
+    Constant(f32),
+    /// Normal, mean 0, with this standard deviation.
+    Normal(f32),
+}
+
+/// A parameter of a network or a head.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParameterSpec {
+    /// Its name in the state dict.
+    pub name: String,
+    /// Its shape in the state dict.
+    pub shape: Shape,
+    /// How it is laid out on the GPU.
+    pub layout: Layout,
+    /// What it is to the trainer.
+    pub role: Role,
+    /// How it starts.
+    pub initial: Initial,
+}
+
+impl ParameterSpec {
+    /// Its shape and type on the GPU.
+    pub fn desc(&self) -> TensorDesc {
+        match (self.layout, self.shape.dims()) {
+            (Layout::Convolution, &[cout, cin, kh, kw]) => TensorDesc::f32([kh, kw, cin, cout]),
+            _ => TensorDesc::f32(self.shape.clone()),
+        }
+    }
+
+    /// Converts state-dict order to GPU order.
+    pub fn to_gpu(&self, values: &[f32]) -> Vec<f32> {
+        self.permute(values, true)
+    }
+
+    /// Converts GPU order to state-dict order.
+    pub fn to_state_dict(&self, values: &[f32]) -> Vec<f32> {
+        self.permute(values, false)
+    }
+
+    fn permute(&self, values: &[f32], to_gpu: bool) -> Vec<f32> {
+        let (Layout::Convolution, &[cout, cin, kh, kw]) = (self.layout, self.shape.dims()) else {
+            return values.to_vec();
+        };
+        let mut out = vec![0.0; values.len()];
+        let window = kh * kw;
+        for o in 0..cout {
+            for i in 0..cin {
+                for k in 0..window {
+                    let dict = (o * cin + i) * window + k;
+                    let gpu = (k * cin + i) * cout + o;
+                    let (to, from) = if to_gpu { (gpu, dict) } else { (dict, gpu) };
+                    if let (Some(to), Some(from)) = (out.get_mut(to), values.get(from)) {
+                        *to = *from;
+                    }
+                }
+            }
+        }
+        out
+    }
+}
+
+/// Name of the arena of trained parameters.
+pub const WEIGHTS: &str = "weights";
+/// Name of the arena of gradients.
+pub const GRADIENTS: &str = "gradients";
+/// Name of the arena of momentum.
+pub const MOMENTUM: &str = "momentum";
+/// Name of the arena of what is not trained by gradient.
+pub const STATISTICS: &str = "statistics";
+
+/// Where a parameter lies.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// The parameter.
+    pub spec: ParameterSpec,
+    /// Byte offset in its arena.
+    pub offset: u64,
+}
+
+/// All parameters of a model, and their places in the arenas.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Parameters {
+    entries: Vec<Entry>,
+    index: HashMap<String, usize>,
+    trained_bytes: u64,
+    statistics_bytes: u64,
+    slopes: (u64, u64),
+}
+
+impl Parameters {
+    /// Places `specs`: slopes first and together, then the other weights in the given order.
+    pub fn new(specs: Vec<ParameterSpec>) -> Result<Self> {
+        let mut placed = Self::default();
+        let mut entries: Vec<Entry> = specs.into_iter().map(|spec| Entry { spec, offset: 0 }).collect();
+        let (mut trained, mut statistics) = (0u64, 0u64);
+        for role in [Role::Slope, Role::Weight, Role::Statistic] {
+            for entry in entries.iter_mut().filter(|entry| entry.spec.role == role) {
+                let end = if role == Role::Statistic { &mut statistics } else { &mut trained };
+                entry.offset = *end;
+                *end += entry.spec.desc().bytes().next_multiple_of(VIEW_ALIGNMENT);
+            }
+            if role == Role::Slope {
+                placed.slopes = (0, trained);
+            }
+        }
+        for (position, entry) in entries.iter().enumerate() {
+            if placed.index.insert(entry.spec.name.clone(), position).is_some() {
+                return Err(Error::usage(
+                    format!("there are two parameters called {}", entry.spec.name),
+                    "give every parameter its own name",
+                ));
+            }
+        }
+        placed.entries = entries;
+        placed.trained_bytes = trained;
+        placed.statistics_bytes = statistics;
+        Ok(placed)
+    }
+
+    /// All parameters, in state-dict order.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// A parameter by name.
+    pub fn get(&self, name: &str) -> Option<&Entry> {
+        self.index.get(name).and_then(|&position| self.entries.get(position))
+    }
+
+    /// Number of trained elements.
+    pub fn trained_elements(&self) -> usize {
+        self.entries
+            .iter()
+            .filter(|entry| entry.spec.role != Role::Statistic)
+            .map(|entry| entry.spec.shape.elements())
+            .sum()
+    }
+
+    /// Elements of an arena of trained parameters, with its padding.
+    pub fn arena_elements(&self) -> usize {
+        (self.trained_bytes / 4) as usize
+    }
+
+    /// Byte offset and elements of the PReLU slopes, which lie together; `None` where there are none.
+    pub fn slopes(&self) -> Option<(u64, usize)> {
+        let (offset, bytes) = self.slopes;
+        (bytes > 0).then_some((offset, (bytes / 4) as usize))
+    }
+
+    /// Declares the arenas and a view of every parameter in `graph`.
+    pub fn declare(&self, graph: &mut Graph) -> Result<Declared> {
+        let weights = graph.persistent(WEIGHTS, TensorDesc::f32([self.arena_elements()]), "weights")?;
+        // A graph needs the arena only if the network has statistics.
+        let statistics = match self.statistics_bytes {
+            0 => None,
+            bytes => {
+                Some(graph.persistent(STATISTICS, TensorDesc::f32([bytes as usize / 4]), "statistics")?)
+            }
+        };
+        let mut views = HashMap::new();
+        for entry in &self.entries {
+            let base = match entry.spec.role {
+                Role::Statistic => statistics.unwrap_or(weights),
+                Role::Weight | Role::Slope => weights,
+            };
+            let id = graph.view(base, &entry.spec.name, entry.offset, entry.spec.desc())?;
+            views.insert(entry.spec.name.clone(), id);
+        }
+        Ok(Declared { weights, views })
+    }
+
+    fn arena(&self, entry: &Entry) -> &'static str {
+        match entry.spec.role {
+            Role::Statistic => STATISTICS,
+            Role::Weight | Role::Slope => WEIGHTS,
+        }
+    }
+
+    /// Sets a parameter from values in state-dict order.
+    pub fn write(&self, store: &Store, name: &str, values: &[f32]) -> Result<()> {
+        let entry = self.require(name)?;
+        if values.len() != entry.spec.shape.elements() {
+            return Err(Error::data(
+                name,
+                format!("{} values", values.len()),
+                format!("shape {}", entry.spec.shape),
+                "use weights of the same architecture",
+            ));
+        }
+        let gpu = entry.spec.to_gpu(values);
+        Ok(store.write_range(self.arena(entry), entry.offset, bytemuck::cast_slice(&gpu))?)
+    }
+
+    /// Reads a parameter back in state-dict order.
+    pub fn read(&self, store: &Store, name: &str) -> Result<Vec<f32>> {
+        let entry = self.require(name)?;
+        self.read_from(store, self.arena(entry), entry)
+    }
+
+    /// Reads the gradient of a trained parameter as the last step left it, in state-dict order.
+    pub fn read_gradient(&self, store: &Store, name: &str) -> Result<Vec<f32>> {
+        self.read_from(store, GRADIENTS, self.require(name)?)
+    }
+
+    fn read_from(&self, store: &Store, arena: &str, entry: &Entry) -> Result<Vec<f32>> {
+        let value: HostTensor = store.read_range(arena, entry.offset, &entry.spec.desc())?;
+        Ok(entry.spec.to_state_dict(value.as_f32()?))
+    }
+
+    fn require(&self, name: &str) -> Result<&Entry> {
+        self.get(name).ok_or_else(|| {
+            Error::usage(format!("the model has no parameter {name}"), "check the architecture")
+        })
+    }
+}
+
+/// The parameters of a model as tensors of a graph.
+#[derive(Clone, Debug)]
+pub struct Declared {
+    /// The arena of trained parameters.
+    pub weights: TensorId,
+    views: HashMap<String, TensorId>,
+}
+
+impl Declared {
+    /// The tensor of parameter `name`.
+    pub fn get(&self, name: &str) -> Result<TensorId> {
+        self.views.get(name).copied().ok_or_else(|| {
+            Error::usage(format!("the model has no parameter {name}"), "check the architecture")
+        })
+    }
+}

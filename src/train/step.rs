@@ -1,0 +1,145 @@
+//! The training step as a graph: images -> embedding -> head -> gradients -> optimiser. One graph without the
+//! empirical branch and one with it; both work on the same persistent tensors.
+
+use epl_runtime::autodiff::backward;
+use epl_runtime::graph::VIEW_ALIGNMENT;
+use epl_runtime::ops::{check_finite, clamp_min, clip_factor, grad_norm, sgd};
+use epl_runtime::{Graph, TensorDesc, TensorId};
+
+use crate::head::{HeadInputs, head_loss};
+use crate::model::{HEAD_BIAS, HEAD_QUEUE, HEAD_WEIGHT, ModelSpec};
+use crate::nn::input::{Images, record_images};
+use crate::nn::ir::{MINIMUM_SLOPE, Mode};
+use crate::nn::parameters::{GRADIENTS, MOMENTUM, Role};
+use crate::{Error, Result};
+
+/// What the step needs to know beside the model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepOptions {
+    /// Images in a batch.
+    pub batch: usize,
+    /// Momentum of SGD.
+    pub momentum: f32,
+    /// Weight decay of SGD, on every trained parameter.
+    pub weight_decay: f32,
+    /// Largest gradient norm; 0 for no clipping.
+    pub clip_norm: f32,
+    /// Whether the empirical branch takes part in the loss.
+    pub empirical: bool,
+}
+
+/// A recorded training step.
+pub struct StepGraph {
+    /// The graph.
+    pub graph: Graph,
+    /// What to write before each step.
+    pub inputs: StepInputs,
+}
+
+/// The inputs of a training step.
+#[derive(Clone, Copy, Debug)]
+pub struct StepInputs {
+    /// The images.
+    pub images: Images,
+    /// u32 `[batch]`: classes.
+    pub labels: TensorId,
+    /// f32 `[1]`: the learning rate.
+    pub lr: TensorId,
+    /// u32 `[2]`: seed and step, for dropout.
+    pub seed: TensorId,
+}
+
+/// Results of a step, as fetched.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepResult {
+    /// Mean loss of all rows.
+    pub loss: f32,
+    /// L2 norm of the whole gradient, before clipping.
+    pub grad_norm: f32,
+    /// Gradient elements that are not finite.
+    pub nonfinite: u32,
+    /// Cosine of each sample and its class's prototype.
+    pub target_cosine: Vec<f32>,
+    /// Cosine of each sample and its class's empirical prototype, where that branch is active.
+    pub empirical_cosine: Vec<f32>,
+}
+
+impl StepResult {
+    /// Unpacks the fetched tensors, in the order in which [`record_step`] fetches them.
+    pub fn unpack(values: &[epl_runtime::HostTensor]) -> Result<Self> {
+        let missing = || Error::usage("a step gave too few results", "this is a fault of the program");
+        let get = |index: usize| values.get(index).ok_or_else(missing);
+        let first =
+            |index: usize| -> Result<f32> { get(index)?.as_f32()?.first().copied().ok_or_else(missing) };
+        Ok(Self {
+            loss: first(0)?,
+            grad_norm: first(1)?,
+            nonfinite: get(2)?.as_u32()?.first().copied().ok_or_else(missing)?,
+            target_cosine: get(3)?.as_f32()?.to_vec(),
+            empirical_cosine: match values.get(4) {
+                Some(value) => value.as_f32()?.to_vec(),
+                None => Vec::new(),
+            },
+        })
+    }
+}
+
+/// Records a whole training step of a model that has a head.
+pub fn record_step(spec: &ModelSpec, options: &StepOptions) -> Result<StepGraph> {
+    let head = spec
+        .head
+        .as_ref()
+        .ok_or_else(|| Error::usage("a model without a head cannot be trained", "give it a head"))?;
+    let mut graph = Graph::new();
+    let parameters = spec.parameters.declare(&mut graph)?;
+    let arena = TensorDesc::f32([spec.parameters.arena_elements()]);
+    let gradients = graph.persistent(GRADIENTS, arena.clone(), "gradients")?;
+    let momentum = graph.persistent(MOMENTUM, arena, "optimizer")?;
+    let queue = match spec.queue_desc() {
+        Some(desc) => Some(graph.persistent(HEAD_QUEUE, desc, "prototypes")?),
+        None => None,
+    };
+    let images = record_images(&mut graph, options.batch, spec.network.input)?;
+    let labels = graph.input("labels", TensorDesc::u32([options.batch]))?;
+    let lr = graph.input("lr", TensorDesc::f32([1]))?;
+    let seed = graph.input("seed", TensorDesc::u32([2]))?;
+
+    let embedding = spec.network.record(&mut graph, &parameters, images.normalized, Mode::Train { seed })?;
+    graph.set_scope("head");
+    let bias = spec.parameters.get(HEAD_BIAS).map(|_| parameters.get(HEAD_BIAS)).transpose()?;
+    let inputs = HeadInputs { embedding, labels, weight: parameters.get(HEAD_WEIGHT)?, queue, bias };
+    let outputs = head_loss(&mut graph, inputs, &head.settings, options.empirical)?;
+
+    let trained: Vec<_> =
+        spec.parameters.entries().iter().filter(|entry| entry.spec.role != Role::Statistic).collect();
+    let wrt =
+        trained.iter().map(|entry| parameters.get(&entry.spec.name)).collect::<Result<Vec<TensorId>>>()?;
+    let computed = backward(&mut graph, outputs.loss, &wrt)?;
+    for (entry, gradient) in trained.iter().zip(computed) {
+        graph.place(gradient, gradients, entry.offset)?;
+    }
+
+    graph.set_scope("optimizer");
+    let norm = grad_norm::grad_norm(&mut graph, &[gradients])?;
+    let nonfinite = check_finite::check_finite(&mut graph, &[gradients])?;
+    let factor = match options.clip_norm {
+        limit if limit > 0.0 => Some(clip_factor::clip_factor(&mut graph, norm, limit)?),
+        _ => None,
+    };
+    let rule = sgd::Sgd { momentum: options.momentum, weight_decay: options.weight_decay };
+    sgd::sgd(&mut graph, parameters.weights, gradients, momentum, lr, factor, rule)?;
+    if let Some((offset, elements)) = spec.parameters.slopes() {
+        debug_assert!(offset.is_multiple_of(VIEW_ALIGNMENT));
+        let slopes = graph.view(parameters.weights, "slopes", offset, TensorDesc::f32([elements]))?;
+        clamp_min::clamp_min(&mut graph, slopes, MINIMUM_SLOPE)?;
+    }
+
+    graph.fetch(outputs.loss);
+    graph.fetch(norm);
+    graph.fetch(nonfinite);
+    graph.fetch(outputs.target_cosine);
+    if let Some(cosine) = outputs.empirical_cosine {
+        graph.fetch(cosine);
+    }
+    Ok(StepGraph { graph, inputs: StepInputs { images, labels, lr, seed } })
+}

@@ -1,0 +1,82 @@
+//! The report of a finished run.
+
+use crate::Result;
+use crate::config::Config;
+use crate::eval::verify::VerificationReport;
+use crate::report::{EvalPoint, Report, RocCurve};
+use crate::train::folder::RunFolder;
+use crate::train::metrics::{self, add_to_report};
+use crate::train::sheet::face_sheet;
+use crate::train::trainer::{Outcome, Trainer};
+
+/// Sample faces on the sheet.
+const SHEET_FACES: usize = 10;
+
+/// An evaluation as a point of a curve.
+pub fn eval_point(report: &VerificationReport, step: u64, epoch: u32) -> EvalPoint {
+    EvalPoint {
+        step,
+        epoch,
+        set: report.name.clone(),
+        accuracy: report.accuracy,
+        accuracy_std: report.accuracy_std,
+        tar_at_far_1e3: report.tar_at_far_1e3,
+        auc: report.auc,
+        eer: report.eer,
+        threshold: report.threshold,
+    }
+}
+
+/// Gathers what a run left behind into a report.
+pub fn report(config: &Config, trainer: &Trainer, folder: &RunFolder, outcome: &Outcome) -> Result<Report> {
+    let description = trainer.device().description();
+    let minutes = outcome.train_seconds / 60.0;
+    let mut facts: Vec<(String, String)> = [
+        (
+            "Network",
+            format!("{}, width {}, input {:?}", config.model.arch, config.model.width, config.model.input),
+        ),
+        ("Parameters", format!("{:.2} M", trainer.model().spec.parameters.trained_elements() as f64 / 1e6)),
+        ("Head", head_text(config)),
+        (
+            "Data",
+            format!("{} images, {} identities", trainer.dataset().len(), trainer.dataset().num_classes()),
+        ),
+        ("Device", format!("{} ({}, {})", description.name, description.backend, description.driver)),
+        ("Steps", format!("{} in {} epochs", outcome.steps, outcome.epochs)),
+        ("Training time", format!("{minutes:.1} min, {:.0} images/s", outcome.images_per_second)),
+        ("Mean loss of the last epoch", format!("{:.4}", outcome.loss)),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.to_string(), value))
+    .collect();
+    for result in &outcome.evaluations {
+        facts.push((
+            format!("Accuracy on {}", result.name),
+            format!("{:.2} % +- {:.2}", 100.0 * result.accuracy, 100.0 * result.accuracy_std),
+        ));
+    }
+    let roc = |result: &VerificationReport| RocCurve {
+        set: result.name.clone(),
+        points: result.roc.iter().map(|&(far, tar)| (f64::from(far), f64::from(tar))).collect(),
+    };
+    let mut report = Report {
+        title: format!("epl: {}", config.train.out.display()),
+        facts,
+        rocs: outcome.evaluations.iter().map(roc).collect(),
+        faces: face_sheet(trainer.model(), trainer.dataset().as_ref(), SHEET_FACES)?,
+        config_toml: config.to_toml()?,
+        ..Report::default()
+    };
+    add_to_report(&mut report, metrics::read(&folder.metrics_path())?);
+    Ok(report)
+}
+
+fn head_text(config: &Config) -> String {
+    let head = &config.head;
+    let base = format!("{:?}, margin {}, scale {}", head.kind, head.effective_margin(), head.scale);
+    match &head.epl {
+        Some(epl) => format!("{base}, EPL from epoch {} (k = {})", epl.start_epoch, epl.k),
+        None => base,
+    }
+}

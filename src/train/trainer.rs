@@ -1,0 +1,355 @@
+//! The training loop: epochs, steps, what is logged, and what is left behind.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use epl_runtime::{Device, Session, SessionOptions};
+
+use crate::config::{Augment, Config, LearningRate};
+use crate::data::{Batch, Dataset, Loader, LoaderOptions};
+use crate::eval::embedder::Embedder;
+use crate::eval::pairs::PairSet;
+use crate::eval::verify::VerificationReport;
+use crate::interchange::safetensors::StateDict;
+use crate::model::{Head, Model, ModelSpec};
+use crate::nn::IrNetwork;
+use crate::nn::input::packed_bytes;
+use crate::report::{PrototypePoint, StepPoint};
+use crate::train::epoch::{EpochSums, prototype_angle};
+use crate::train::events::Observer;
+use crate::train::folder::RunFolder;
+use crate::train::metrics::Record;
+use crate::train::step::{StepGraph, StepInputs, StepOptions, StepResult, record_step};
+use crate::train::summary::eval_point;
+use crate::{Error, Result};
+
+/// Images embedded at once during evaluation.
+const EVALUATION_BATCH: usize = 64;
+
+/// A model, its data and everything needed to train it.
+pub struct Trainer {
+    config: Config,
+    device: Arc<Device>,
+    dataset: Arc<dyn Dataset>,
+    sets: Vec<PairSet>,
+    model: Model,
+    /// Whether the session below has the empirical branch.
+    session: Option<(bool, StepInputs, Session)>,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Steps done.
+    pub steps: u64,
+    /// Epochs done.
+    pub epochs: u32,
+    /// Mean loss of the last epoch.
+    pub loss: f64,
+    /// Seconds of training, evaluations left out.
+    pub train_seconds: f64,
+    /// Images a second over all training.
+    pub images_per_second: f64,
+    /// The last evaluation of each set.
+    pub evaluations: Vec<VerificationReport>,
+}
+
+/// A step in flight.
+struct InFlight {
+    step: u64,
+    epoch: u32,
+    lr: f64,
+}
+
+/// The network that a configuration describes.
+pub fn network_of(config: &Config) -> Result<IrNetwork> {
+    let model = &config.model;
+    let named = IrNetwork::named(&model.arch)?;
+    Ok(IrNetwork {
+        input: model.input,
+        width: model.width,
+        blocks: model.blocks.unwrap_or(named.blocks),
+        embedding: model.embedding,
+        dropout: model.dropout as f32,
+    })
+}
+
+/// The model that a configuration describes, for `classes` identities.
+pub fn spec_of(config: &Config, classes: usize) -> Result<ModelSpec> {
+    let head = Head { settings: config.head, classes };
+    ModelSpec::new(&config.model.arch, network_of(config)?, Some(head))
+}
+
+/// What the step graph of a configuration is recorded with.
+pub fn step_options(config: &Config, empirical: bool) -> StepOptions {
+    StepOptions {
+        batch: config.train.batch_size,
+        momentum: config.optim.momentum as f32,
+        weight_decay: config.optim.weight_decay as f32,
+        clip_norm: config.optim.clip_norm as f32,
+        empirical,
+    }
+}
+
+impl Trainer {
+    /// Makes the model on `device`, from the seed or from the weights that the configuration names.
+    /// Returns the trainer and the head tensors that those weights did not provide.
+    pub fn new(
+        config: Config,
+        device: &Arc<Device>,
+        dataset: Arc<dyn Dataset>,
+        sets: Vec<PairSet>,
+    ) -> Result<(Self, Vec<String>)> {
+        config.validate()?;
+        let classes = dataset.num_classes();
+        let model = Model::new(spec_of(&config, classes)?, device, config.train.seed)?;
+        let left = match &config.model.init {
+            Some(path) => model.load(&StateDict::read(path)?, &path.display().to_string())?,
+            None => Vec::new(),
+        };
+        let trainer = Self { config, device: device.clone(), dataset, sets, model, session: None };
+        Ok((trainer, left))
+    }
+
+    /// The model, with its parameters as they are now.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    /// The training set.
+    pub fn dataset(&self) -> &Arc<dyn Dataset> {
+        &self.dataset
+    }
+
+    /// A line about model, data and device.
+    fn summary(&self) -> String {
+        let network = &self.model.spec.network;
+        format!(
+            "{} {}x{} width {} blocks {:?}, {:.2} M parameters; {} images of {} identities; {} ({})",
+            self.config.model.arch,
+            network.input[0],
+            network.input[1],
+            network.width,
+            network.blocks,
+            self.model.spec.parameters.trained_elements() as f64 / 1e6,
+            self.dataset.len(),
+            self.dataset.num_classes(),
+            self.device.description().name,
+            self.device.description().backend,
+        )
+    }
+
+    /// Whether the loss has the empirical branch in `epoch` (1-based).
+    fn empirical(&self, epoch: u32) -> bool {
+        self.config.head.epl.as_ref().is_some_and(|epl| epoch >= epl.start_epoch)
+    }
+
+    /// The session for `epoch`, built when the branch changes; the other one's memory is freed first.
+    fn session_for(&mut self, epoch: u32) -> Result<()> {
+        let empirical = self.empirical(epoch);
+        if self.session.as_ref().is_some_and(|(has, ..)| *has == empirical) {
+            return Ok(());
+        }
+        self.session = None;
+        let StepGraph { graph, inputs } =
+            record_step(&self.model.spec, &step_options(&self.config, empirical))?;
+        let session = Session::new(&graph, &self.model.store, SessionOptions::default())?;
+        self.session = Some((empirical, inputs, session));
+        Ok(())
+    }
+
+    /// Trains to the end of the configuration, writing into `folder`.
+    pub fn run(&mut self, folder: &mut RunFolder, observer: &mut dyn Observer) -> Result<Outcome> {
+        let options = LoaderOptions {
+            batch_size: self.config.train.batch_size,
+            seed: self.config.train.seed,
+            shuffle: self.config.data.shuffle,
+            mirror: self.config.data.augment.contains(&Augment::Mirror),
+        };
+        let loader = Loader::new(self.dataset.clone(), options)?;
+        let steps_per_epoch = loader.batches_per_epoch() as u64;
+        let schedule = LearningRate::new(&self.config.optim, &self.config.train);
+        let total = schedule.total_steps(steps_per_epoch);
+        observer.start(total, steps_per_epoch, &self.summary());
+
+        let mut progress = Progress::default();
+        let mut outcome = Outcome {
+            steps: 0,
+            epochs: 0,
+            loss: f64::NAN,
+            train_seconds: 0.0,
+            images_per_second: f64::NAN,
+            evaluations: Vec::new(),
+        };
+        for epoch in 1..=self.config.train.epochs {
+            if progress.submitted >= total {
+                break;
+            }
+            self.session_for(epoch)?;
+            let started = Instant::now();
+            progress.sums = EpochSums::default();
+            let mut batches = loader.epoch(epoch, 0)?;
+            while progress.submitted < total {
+                let Some(batch) = batches.next() else { break };
+                let batch = batch?;
+                let lr = schedule.lr(progress.submitted, steps_per_epoch);
+                self.submit(&batch, epoch, lr, &mut progress)?;
+                self.collect(false, &mut progress, folder, observer)?;
+                batches.recycle(batch);
+            }
+            self.collect(true, &mut progress, folder, observer)?;
+            outcome.train_seconds += started.elapsed().as_secs_f64();
+            outcome.epochs = epoch;
+            outcome.steps = progress.submitted;
+            outcome.loss = progress.sums.mean_loss();
+            let prototypes = self.prototypes(epoch, &progress)?;
+            folder.metrics.append(&Record::Prototypes(prototypes.clone()))?;
+            observer.epoch(epoch, outcome.loss, Some(&prototypes));
+            outcome.evaluations = self.evaluate(epoch, progress.submitted, folder, observer)?;
+        }
+        let images = outcome.steps as f64 * self.config.train.batch_size as f64;
+        outcome.images_per_second = images / outcome.train_seconds.max(1e-9);
+        self.model.state_dict(outcome.steps)?.write(&folder.weights_path())?;
+        observer.end();
+        Ok(outcome)
+    }
+
+    /// Uploads a batch and submits its step. Does not wait for it.
+    fn submit(&mut self, batch: &Batch, epoch: u32, lr: f64, progress: &mut Progress) -> Result<()> {
+        let Some((_, inputs, session)) = &mut self.session else { return Ok(()) };
+        let step = progress.submitted;
+        let seed = [fold(self.config.train.seed), fold(step)];
+        let bytes = packed_bytes(batch.labels.len(), self.model.spec.network.input);
+        if batch.images.len() == bytes {
+            session.write(inputs.images.bytes, &batch.images)?;
+        } else {
+            let mut padded = batch.images.clone();
+            padded.resize(bytes, 0);
+            session.write(inputs.images.bytes, &padded)?;
+        }
+        session.write(inputs.images.mirror, bytemuck::cast_slice(&batch.mirror))?;
+        session.write(inputs.labels, bytemuck::cast_slice(&batch.labels))?;
+        session.write(inputs.lr, bytemuck::bytes_of(&(lr as f32)))?;
+        session.write(inputs.seed, bytemuck::bytes_of(&seed))?;
+        session.step()?;
+        progress.flights.push_back(InFlight { step, epoch, lr });
+        progress.submitted += 1;
+        Ok(())
+    }
+
+    /// Takes the results that have arrived; all of them where `wait` is set.
+    fn collect(
+        &mut self,
+        wait: bool,
+        progress: &mut Progress,
+        folder: &mut RunFolder,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let Some((_, _, session)) = &mut self.session else { return Ok(()) };
+        let done = if wait { session.flush()? } else { session.finished()? };
+        for finished in done {
+            let Some(flight) = progress.flights.pop_front() else { break };
+            let result = StepResult::unpack(&finished.values)?;
+            if !result.loss.is_finite() || result.nonfinite > 0 {
+                return Err(Error::data(
+                    format!("step {} (epoch {})", flight.step + 1, flight.epoch),
+                    format!(
+                        "loss {}, {} gradient elements that are not finite",
+                        result.loss, result.nonfinite
+                    ),
+                    "finite numbers",
+                    "lower optim.lr, set optim.clip_norm, or check the images of this batch",
+                ));
+            }
+            progress.sums.add(&result);
+            progress.logged_images += self.config.train.batch_size;
+            let now = Instant::now();
+            let seconds = now.duration_since(progress.logged_at.unwrap_or(progress.began)).as_secs_f64();
+            let point = StepPoint {
+                step: flight.step + 1,
+                epoch: flight.epoch,
+                loss: f64::from(result.loss),
+                lr: flight.lr,
+                images_per_second: progress.logged_images as f64 / seconds.max(1e-9),
+                grad_norm: f64::from(result.grad_norm),
+            };
+            observer.step(&point);
+            if point.step.is_multiple_of(self.config.train.log_every.max(1)) {
+                folder.metrics.append(&Record::Step(point))?;
+                progress.logged_at = Some(now);
+                progress.logged_images = 0;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the prototypes did in the epoch that has just ended.
+    fn prototypes(&self, epoch: u32, progress: &Progress) -> Result<PrototypePoint> {
+        let k = self.config.head.epl.as_ref().map_or(f64::NAN, |epl| epl.k);
+        let cos_empirical = progress.sums.mean_empirical_cosine();
+        Ok(PrototypePoint {
+            step: progress.submitted,
+            epoch,
+            cos_weight: progress.sums.mean_target_cosine(),
+            cos_empirical,
+            adaptive_margin: k * cos_empirical,
+            angle_degrees: prototype_angle(&self.model)?,
+        })
+    }
+
+    /// Runs every verification set on the weights as they are now.
+    fn evaluate(
+        &self,
+        epoch: u32,
+        step: u64,
+        folder: &mut RunFolder,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<VerificationReport>> {
+        if self.sets.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut embedder = Embedder::new(&self.model, EVALUATION_BATCH)?;
+        let mut reports = Vec::with_capacity(self.sets.len());
+        for set in &self.sets {
+            let report = set.evaluate(&mut embedder, &mut |_| {})?;
+            folder.metrics.append(&Record::Eval(eval_point(&report, step, epoch)))?;
+            observer.evaluation(epoch, &report);
+            reports.push(report);
+        }
+        Ok(reports)
+    }
+}
+
+/// A 64-bit number folded into the 32 bits that the GPU's generator takes as a key.
+fn fold(value: u64) -> u32 {
+    (value ^ (value >> 32)) as u32
+}
+
+/// Where the loop is.
+struct Progress {
+    submitted: u64,
+    flights: VecDeque<InFlight>,
+    sums: EpochSums,
+    began: Instant,
+    logged_at: Option<Instant>,
+    logged_images: usize,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self {
+            submitted: 0,
+            flights: VecDeque::new(),
+            sums: EpochSums::default(),
+            began: Instant::now(),
+            logged_at: None,
+            logged_images: 0,
+        }
+    }
+}

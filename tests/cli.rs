@@ -1,0 +1,305 @@
+//! The `epl` command as scripts use it: what is on which stream, and the exit codes.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+/// What a call of `epl` left behind.
+struct Ran {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Ran {
+    fn json(&self) -> Value {
+        let value: Value = serde_json::from_str(&self.stdout).expect("one JSON value on standard output");
+        assert!(value.is_object(), "{}", self.stdout);
+        value
+    }
+
+    /// Fails unless the call failed with `code`, nothing on standard output and one error that has all of `words`.
+    fn fails_with(&self, code: i32, words: &[&str]) {
+        assert_eq!(self.code, Some(code), "{}", self.stderr);
+        assert_eq!(self.stdout, "");
+        let errors = self.stderr.lines().filter(|line| line.starts_with("error: ")).count();
+        // Drivers print lines of their own, some of them like errors.
+        let of_drivers =
+            self.stderr.lines().filter(|line| line.starts_with("error: XDG_RUNTIME_DIR")).count();
+        assert_eq!(errors - of_drivers, 1, "{}", self.stderr);
+        for word in words {
+            assert!(self.stderr.contains(word), "{word} is not in: {}", self.stderr);
+        }
+    }
+}
+
+fn epl_with(arguments: &[&str], environment: &[(&str, &str)]) -> Ran {
+    let output = Command::new(env!("CARGO_BIN_EXE_epl"))
+        .args(arguments)
+        .env_remove("EPL_DEVICE")
+        .envs(environment.iter().copied())
+        .output()
+        .unwrap();
+    let ran = Ran {
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    };
+    assert!(!ran.stderr.contains("panicked"), "epl {}: {}", arguments.join(" "), ran.stderr);
+    ran
+}
+
+fn epl(arguments: &[&str]) -> Ran {
+    epl_with(arguments, &[])
+}
+
+/// Every command with its full name, those without commands of their own.
+fn leaves(command: &clap::Command, name: &str, found: &mut Vec<(String, clap::Command)>) {
+    let children: Vec<_> = command.get_subcommands().filter(|child| child.get_name() != "help").collect();
+    if children.is_empty() {
+        found.push((name.to_owned(), command.clone()));
+    }
+    for child in children {
+        leaves(child, format!("{name} {}", child.get_name()).trim(), found);
+    }
+}
+
+fn commands() -> Vec<(String, clap::Command)> {
+    let mut found = Vec::new();
+    leaves(&epl::cli::command(), "", &mut found);
+    found
+}
+
+fn is_absent(command: &clap::Command) -> bool {
+    command.get_about().is_some_and(|about| about.to_string().starts_with("Not in this version: "))
+}
+
+/// The arguments of the examples (`  epl ...`) in a help text, without what is for the shell or the reader.
+fn examples(help: &str) -> Vec<Vec<String>> {
+    let lines = help.lines().filter_map(|line| {
+        let (before, call) = line.trim().split_once("epl ")?;
+        (line.starts_with("  ") && (before.is_empty() || before.starts_with("EPL_DEVICE="))).then_some(call)
+    });
+    lines
+        .map(|call| {
+            let call = call.split("  ").next().unwrap_or(call);
+            let words = call.split(' ').take_while(|word| !["|", ">", "2>", "&&"].contains(word));
+            std::iter::once("epl").chain(words).map(|word| word.trim_matches('\'').to_owned()).collect()
+        })
+        .collect()
+}
+
+#[test]
+fn the_help_of_every_command_has_an_example_that_is_valid() {
+    let commands = commands();
+    assert!(commands.len() > 10);
+    for (name, command) in commands {
+        let words: Vec<&str> = name.split(' ').collect();
+        let help = epl(&[&words[..], &["--help"]].concat());
+        assert_eq!(help.code, Some(0), "{name}");
+        assert_eq!(help.stderr, "", "{name}");
+        if is_absent(&command) {
+            assert!(help.stdout.contains("Not in this version"), "{name}: {}", help.stdout);
+            continue;
+        }
+        let examples = examples(&help.stdout);
+        assert!(!examples.is_empty(), "{name} has no example: {}", help.stdout);
+        for example in examples {
+            assert_eq!(example[1..=words.len()], words, "{name}");
+            let parsed = epl::cli::command().try_get_matches_from(&example);
+            assert!(parsed.is_ok(), "{name}: {example:?}: {}", parsed.unwrap_err());
+        }
+    }
+}
+
+#[test]
+fn commands_that_this_version_lacks_say_so_whatever_else_is_given() {
+    let absent: Vec<_> = commands().into_iter().filter(|(_, command)| is_absent(command)).collect();
+    assert!(!absent.is_empty());
+    for (name, _) in absent {
+        let words: Vec<&str> = name.split(' ').collect();
+        epl(&words).fails_with(2, &["not in this version", "hint: "]);
+        epl(&[&words[..], &["onnx", "--weights", "w", "-x"]].concat())
+            .fails_with(2, &["not in this version"]);
+    }
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2() {
+    for arguments in [
+        &["trane"][..],
+        &["ops", "list", "--jsn"],
+        &["ops", "test", "--checks", "maybe"],
+        &["ops", "perf", "--repeats", "0"],
+        &["ops", "dump"],
+        &["train"],
+        &["eval", "verify", "--weights", "w"],
+        &["embed", "--weights", "w", "--out", "f"],
+    ] {
+        epl(arguments).fails_with(2, &[]);
+    }
+    assert_eq!(epl(&[]).code, Some(2));
+    assert_eq!(epl(&["--version"]).code, Some(0));
+}
+
+#[test]
+fn an_unknown_op_is_named_with_the_known_ones() {
+    for command in ["list", "test", "grad", "perf"] {
+        epl(&["ops", command, "prelu", "no_such_op"]).fails_with(2, &["no_such_op", "hint: ", "prelu_grad"]);
+    }
+}
+
+#[test]
+fn ops_list_counts_cases() {
+    let listing = epl(&["ops", "list", "--json"]).json();
+    let ops = listing["ops"].as_array().unwrap();
+    let names: Vec<&str> = ops.iter().map(|op| op["name"].as_str().unwrap()).collect();
+    assert!(names.is_sorted() && names.contains(&"add") && names.contains(&"epl_update"), "{names:?}");
+    let add = &ops[names.iter().position(|name| *name == "add").unwrap()];
+    assert_eq!(add["kernels"], serde_json::json!(["add"]));
+    assert!(add["cases"].as_u64().unwrap() > 0 && add["gradient_cases"].as_u64().unwrap() > 0);
+
+    let text = epl(&["ops", "list", "add"]);
+    assert_eq!(text.stdout.lines().count(), 2, "{}", text.stdout);
+}
+
+#[test]
+fn ops_test_compares_with_the_reference() {
+    let ran = epl(&["ops", "test", "add", "--json"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let findings = ran.json();
+    assert_eq!(findings["passed"], true);
+    assert_eq!(findings["failures"], serde_json::json!([]));
+    let add = &findings["ops"][0];
+    let both = add["runs"].as_u64().unwrap();
+    let ratio = add["worst"]["ratio"].as_f64().unwrap();
+    assert!((0.0..=1.0).contains(&ratio), "{ratio}");
+
+    let once = epl(&["ops", "test", "add", "--json", "--checks", "off"]).json();
+    assert_eq!(once["ops"][0]["runs"].as_u64().unwrap() * 2, both);
+}
+
+#[test]
+fn ops_grad_needs_no_adapter() {
+    let ran = epl_with(&["ops", "grad", "add", "prelu", "--json"], &NO_DRIVERS);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let findings = ran.json();
+    assert_eq!(findings["passed"], true);
+    assert!(findings["ops"].as_array().unwrap().iter().all(|op| op["runs"].as_u64().unwrap() > 0));
+}
+
+#[test]
+fn ops_perf_measures() {
+    let ran = epl(&["ops", "perf", "gather_target", "--repeats", "1", "--json"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let row = &ran.json()["perf"][0];
+    assert!(row["ms"].as_f64().unwrap() > 0.0);
+    assert!(row["gbytes_per_s"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn ops_dump_writes_every_module_without_an_adapter() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("a").join("shaders");
+    let ran = epl_with(&["ops", "dump", "--json", "--out", out.to_str().unwrap()], &NO_DRIVERS);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert_eq!(ran.json()["modules"].as_array().unwrap().len(), epl_shaders::SHADERS.len());
+    for (name, source) in epl_shaders::SHADERS {
+        let written = std::fs::read_to_string(out.join(format!("{name}.wgsl"))).unwrap();
+        assert_eq!(written, *source, "{name}");
+    }
+    assert_eq!(std::fs::read_dir(&out).unwrap().count(), epl_shaders::SHADERS.len());
+
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    epl(&["ops", "dump", "--out", file.to_str().unwrap()]).fails_with(1, &["file"]);
+}
+
+#[test]
+fn devices_lists_the_adapter_that_is_used() {
+    let ran = epl(&["devices", "--json"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let listing = ran.json();
+    assert_eq!(listing["chosen"], 0);
+    let first = &listing["adapters"][0];
+    assert!(first["limits"]["max_binding_bytes"].as_u64().unwrap() >= 128 << 20);
+    assert_eq!(first["variants"][0], "portable");
+    let name = first["name"].as_str().unwrap().to_uppercase();
+
+    // By name in any case, by index, and by the environment.
+    assert_eq!(epl(&["devices", "--json", "--device", &name]).json()["chosen"], 0);
+    assert_eq!(epl_with(&["devices", "--json"], &[("EPL_DEVICE", "0")]).json()["chosen"], 0);
+    let text = epl(&["devices"]);
+    assert!(text.stdout.contains("storage binding") && text.stdout.contains("(used)"), "{}", text.stdout);
+
+    epl(&["devices", "--device", "no such adapter"]).fails_with(1, &["no such adapter", "epl devices"]);
+    epl_with(&["ops", "test", "add"], &[("EPL_DEVICE", "no such adapter")])
+        .fails_with(1, &["no such adapter"]);
+}
+
+/// Variables with which the Vulkan loader finds no driver.
+const NO_DRIVERS: [(&str, &str); 2] =
+    [("VK_DRIVER_FILES", "/nonexistent.json"), ("VK_ICD_FILENAMES", "/nonexistent.json")];
+
+#[test]
+#[cfg(target_os = "linux")]
+fn without_an_adapter_the_package_to_install_is_named() {
+    for arguments in
+        [&["devices"][..], &["devices", "--json"], &["ops", "test", "add"], &["ops", "perf", "add"]]
+    {
+        epl_with(arguments, &NO_DRIVERS).fails_with(1, &["no adapter", "mesa-vulkan-drivers"]);
+    }
+}
+
+#[test]
+fn a_configuration_that_is_wrong_is_one_clear_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.toml");
+    let path = path.to_str().unwrap();
+    let run = |text: &str, more: &[&str]| {
+        std::fs::write(path, text).unwrap();
+        let ran = epl(&[&["plan", path][..], more].concat());
+        let trained = epl(&[&["train", path][..], more].concat());
+        assert_eq!((trained.code, &trained.stderr), (ran.code, &ran.stderr));
+        ran
+    };
+    let good = "[data]\ntrain = 'faces'\n[train]\nout = 'run'\n";
+    run(&format!("{good}[optim]\nlearning_rate = 1"), &[])
+        .fails_with(2, &["optim.learning_rate", "`optim.lr`"]);
+    run(&format!("{good}[model]\ninput = [112, 100]"), &[]).fails_with(2, &["model.input", "100", "16"]);
+    run("[train]\nout = 'run'", &[]).fails_with(2, &["data.train"]);
+    run("[train", &[]).fails_with(2, &["TOML"]);
+    run(good, &["--set", "optim.lr"]).fails_with(2, &["KEY=VALUE"]);
+    run(good, &["--set", "optim.momentun=0.5"]).fails_with(2, &["optim.momentun", "`optim.momentum`"]);
+    run(good, &["--set", "optim.lr=fast"]).fails_with(2, &["optim.lr", "fast"]);
+
+    let missing = folder.path().join("no.toml");
+    epl(&["train", missing.to_str().unwrap()]).fails_with(1, &["no.toml"]);
+    epl(&["plan", missing.to_str().unwrap()]).fails_with(1, &["no.toml"]);
+    assert!(!Path::new("run").exists());
+}
+
+#[test]
+fn resuming_is_refused_clearly() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.toml");
+    std::fs::write(&path, "[data]\ntrain = 'faces'\n[train]\nout = 'run'\n").unwrap();
+    epl(&["train", path.to_str().unwrap(), "--resume"]).fails_with(2, &["--resume", "not available"]);
+}
+
+#[test]
+fn a_reader_that_goes_away_does_no_harm() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_epl"))
+        .args(["ops", "list"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
