@@ -4,8 +4,8 @@
 //! - `batch_norm_grad_weight`: `dweight = sum dy * h`, `dbias = sum dy`
 //! - `batch_norm_grad_input`: `dx = weight * inv_std * (dy - dbias / R - h * dweight / R)`
 
-use crate::case::{Case, OpEntry, normal, uniform};
-use crate::host::{Array, HostTensor};
+use crate::case::{Case, Input, OpEntry, normal, uniform};
+use crate::host::Array;
 use crate::kernel::{Kernel, ParamBlock, read, write};
 use crate::op::{Cost, Lowering, Op, Operand};
 use crate::ops::batch_norm::{RowsParams, TILE, check, example, walk};
@@ -204,7 +204,7 @@ const SHAPES: [(&str, &[usize]); 5] = [
 ];
 const PERF: &[usize] = &[32, 28, 28, 128];
 
-fn weight_inputs(shape: &[usize], mean: f32) -> Vec<HostTensor> {
+fn weight_inputs(shape: &[usize], mean: f32) -> Vec<Input> {
     let channels = shape.last().copied().unwrap_or(1);
     vec![
         example(shape, mean).swap_remove(0),
