@@ -4,9 +4,9 @@
 // A workgroup makes a tile of ROWS pixels x COLUMNS output channels, in steps of 16 values of k. An invocation holds
 // 8 pixels x 4 channels: each vector read from workgroup memory serves at least 16 multiply-adds.
 //
-// Channels are multiples of 4 and all tensors are seen as vec4. Grid: x blocks of pixels (folded into x, y),
-// z blocks of output channels. The same kernel does the phases of the input gradient: there the output is strided
-// (see conv2d.rs).
+// Channels are multiples of 4 and all tensors are seen as vec4. Grid: x blocks of output channels, which share pixels
+// and so run side by side; y, z blocks of pixels (folded). The same kernel does the phases of the input gradient: there
+// the output is strided (see conv2d_grad_input.rs).
 
 struct Params {
     pixels: u32,
@@ -47,8 +47,9 @@ const STEP: u32 = 4u;
 // Pixels of an invocation.
 const PIXELS: u32 = 8u;
 
+override STRIPE: u32 = ROWS / PIXELS;
 override COLUMN_VECTORS: u32 = COLUMNS / 4u;
-override WORKGROUP: u32 = ROWS / PIXELS * COLUMN_VECTORS;
+override WORKGROUP: u32 = STRIPE * COLUMN_VECTORS;
 // How many vectors of either tile an invocation loads; at most 4.
 override X_LOADS: u32 = ROWS * STEP / WORKGROUP;
 override WEIGHT_LOADS: u32 = 4u * STEP * COLUMN_VECTORS / WORKGROUP;
@@ -59,29 +60,42 @@ override WEIGHT_TILE: u32 = 4u * STEP * COLUMN_VECTORS;
 var<workgroup> x_tile: array<vec4<f32>, X_TILE>;
 var<workgroup> weight_tile: array<vec4<f32>, WEIGHT_TILE>;
 
+// Column, row and image of a pixel of the grid.
+fn grid_position(pixel: u32) -> vec3<u32> {
+    let row = pixel / params.grid_width;
+    let image = row / params.grid_height;
+    return vec3<u32>(pixel - row * params.grid_width, row - image * params.grid_height, image);
+}
+
+// Vector of y where a result's channels begin.
+fn output_at(position: vec3<u32>) -> u32 {
+    let oy = position.y * params.out_step_y + params.out_first_y;
+    let ox = position.x * params.out_step_x + params.out_first_x;
+    return ((position.z * params.out_height + oy) * params.out_width + ox) * params.out_vectors;
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) local: u32,
 ) {
-    let channel_group = group.z / params.blocks_per_group;
-    let group_column = (group.z % params.blocks_per_group) * COLUMN_VECTORS;
+    let channel_group = group.x / params.blocks_per_group;
+    let group_column = (group.x % params.blocks_per_group) * COLUMN_VECTORS;
     let group_first_column = channel_group * params.group_out_vectors;
-    let first_pixel = (group.x + group.y * groups.x) * ROWS;
+    let first_pixel = (group.y + group.z * groups.y) * ROWS;
     let k_vectors = params.taps_y * params.taps_x * params.group_in_vectors;
 
     // Loader of x: four neighbouring invocations load the 16 k of a pixel.
     var window: array<vec2<i32>, 4>;
     var image: array<u32, 4>;
     for (var l = 0u; l < X_LOADS; l++) {
-        let pixel = min(first_pixel + (l * WORKGROUP + local) / STEP, params.pixels - 1u);
-        let row = pixel / params.grid_width;
+        let position = grid_position(min(first_pixel + (l * WORKGROUP + local) / STEP, params.pixels - 1u));
         window[l] = vec2<i32>(
-            i32(row % params.grid_height * params.stride_y) + params.origin_y,
-            i32(pixel % params.grid_width * params.stride_x) + params.origin_x,
+            i32(position.y * params.stride_y) + params.origin_y,
+            i32(position.x * params.stride_x) + params.origin_x,
         );
-        image[l] = row / params.grid_height * params.in_height;
+        image[l] = position.z * params.in_height;
     }
     // The vector of k that this invocation loads next, as tap and channel.
     let slot = local % STEP;
@@ -91,7 +105,8 @@ fn main(
     var tap_x = i32(tap % params.taps_x);
 
     let column = local % COLUMN_VECTORS;
-    let row = local / COLUMN_VECTORS * PIXELS;
+    // The pixels of an invocation lie a stripe apart, so that neighbouring rows of the tile are read together.
+    let row = local / COLUMN_VECTORS;
     var sum: array<vec4<f32>, PIXELS>;
 
     for (var k = 0u; k < k_vectors; k += STEP) {
@@ -122,7 +137,7 @@ fn main(
             let w2 = weight_tile[(j * 4u + 2u) * COLUMN_VECTORS + column];
             let w3 = weight_tile[(j * 4u + 3u) * COLUMN_VECTORS + column];
             for (var p = 0u; p < PIXELS; p++) {
-                let v = x_tile[(row + p) * STEP + j];
+                let v = x_tile[(row + p * STRIPE) * STEP + j];
                 sum[p] = fma(vec4(v.x), w0, sum[p]);
                 sum[p] = fma(vec4(v.y), w1, sum[p]);
                 sum[p] = fma(vec4(v.z), w2, sum[p]);
@@ -145,13 +160,9 @@ fn main(
         return;
     }
     for (var p = 0u; p < PIXELS; p++) {
-        let pixel = first_pixel + row + p;
+        let pixel = first_pixel + row + p * STRIPE;
         if pixel < params.pixels {
-            let grid_row = pixel / params.grid_width;
-            let oy = grid_row % params.grid_height * params.out_step_y + params.out_first_y;
-            let ox = pixel % params.grid_width * params.out_step_x + params.out_first_x;
-            let image_row = grid_row / params.grid_height * params.out_height + oy;
-            y[(image_row * params.out_width + ox) * params.out_vectors + group_first_column + group_column + column] = sum[p];
+            y[output_at(grid_position(pixel)) + group_first_column + group_column + column] = sum[p];
         }
     }
 }

@@ -4,7 +4,7 @@
 // modulo s. A phase is a convolution of dy at stride 1 with the phase's taps in reverse order and the roles of the
 // channels exchanged. weight [kernel taps, in, groups, out] becomes, phase after phase,
 // flipped [taps of the phase, out, groups, in], with the channels of a group filled up with zeros to padded_*.
-// One invocation an element of flipped; grid folded into two dimensions.
+// One invocation for 16 output channels of a tap and an input channel; grid folded into two dimensions.
 
 struct Params {
     len: u32,
@@ -23,7 +23,10 @@ struct Params {
 @group(0) @binding(1) var<storage, read> weight: array<f32>;
 @group(0) @binding(2) var<storage, read_write> flipped: array<f32>;
 
-override WORKGROUP: u32 = 256u;
+override WORKGROUP: u32 = 64u;
+
+// Output channels of an invocation.
+const BLOCK: u32 = 16u;
 
 // Taps of `size` whose remainder modulo `stride` is less than `remainder`.
 fn taps_before(remainder: u32, size: u32, stride: u32) -> u32 {
@@ -42,8 +45,9 @@ fn main(
     }
     let i = index % params.padded_in;
     let channel_group = index / params.padded_in % params.groups;
-    let o = index / params.padded_in / params.groups % params.padded_out;
-    let tap = index / params.padded_in / params.groups / params.padded_out;
+    let blocks = (params.padded_out + BLOCK - 1u) / BLOCK;
+    let first_o = index / params.padded_in / params.groups % blocks * BLOCK;
+    let tap = index / params.padded_in / params.groups / blocks;
     let ky = tap / params.kernel_width;
     let kx = tap % params.kernel_width;
 
@@ -56,9 +60,12 @@ fn main(
     let phase_first = before_y * params.kernel_width + taps_y * before_x;
     let to_tap = phase_first + (taps_y - 1u - ky / params.stride_y) * taps_x + (taps_x - 1u - kx / params.stride_x);
 
-    var value = 0.0;
-    if i < params.group_in && o < params.group_out {
-        value = weight[((tap * params.group_in + i) * params.groups + channel_group) * params.group_out + o];
+    let start = ((tap * params.group_in + i) * params.groups + channel_group) * params.group_out;
+    for (var o = first_o; o < min(first_o + BLOCK, params.padded_out); o++) {
+        var value = 0.0;
+        if i < params.group_in && o < params.group_out {
+            value = weight[start + o];
+        }
+        flipped[((to_tap * params.padded_out + o) * params.groups + channel_group) * params.padded_in + i] = value;
     }
-    flipped[((to_tap * params.padded_out + o) * params.groups + channel_group) * params.padded_in + i] = value;
 }

@@ -4,7 +4,7 @@
 // tap and an input channel. A workgroup makes a tile of ROWS x COLUMNS for its split of the pixels, 16 pixels at a time;
 // an invocation holds 8 rows x 4 columns. The partial sums [splits, rows, columns] are added in order by sum_rows.
 //
-// Channels are multiples of 4 and all tensors are seen as vec4. Grid: x blocks of rows, y splits, z blocks of columns.
+// Channels are multiples of 4 and all tensors are seen as vec4. Grid: x blocks of rows, y blocks of columns, z splits.
 
 struct Params {
     pixels: u32,
@@ -52,11 +52,11 @@ var<workgroup> dy_tile: array<vec4<f32>, DY_TILE>;
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
-    let channel_group = group.z / params.blocks_per_group;
-    let group_column = (group.z % params.blocks_per_group) * COLUMN_VECTORS;
+    let channel_group = group.y / params.blocks_per_group;
+    let group_column = (group.y % params.blocks_per_group) * COLUMN_VECTORS;
     let group_first_column = channel_group * params.group_out_vectors;
     let row_vectors = params.taps * params.group_in_vectors;
-    let first = group.y * params.pixels_per_split;
+    let first = group.z * params.pixels_per_split;
     let last = min(first + params.pixels_per_split, params.pixels);
 
     // Loader of x: WORKGROUP is a multiple of ROW_VECTORS, so an invocation always loads the same tap and channel.
@@ -114,7 +114,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var r = 0u; r < 8u; r++) {
         let to_row = (group.x * ROW_VECTORS + row) * 4u + r;
         if to_row < row_vectors * 4u {
-            let split_row = group.y * row_vectors * 4u + to_row;
+            let split_row = group.z * row_vectors * 4u + to_row;
             dw[split_row * params.out_vectors + group_first_column + group_column + column] = sum[r];
         }
     }

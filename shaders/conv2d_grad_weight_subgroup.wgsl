@@ -7,7 +7,7 @@
 // one vector each, for 2 pixels (4), and subgroupBroadcast hands them round. The partial sums [splits, rows, columns] are
 // added in order by sum_rows.
 //
-// Channels are multiples of 4 and all tensors are seen as vec4. Grid: x blocks of rows, y splits, z blocks of columns.
+// Channels are multiples of 4 and all tensors are seen as vec4. Grid: x blocks of rows, y blocks of columns, z splits.
 // Every subgroup must be full and have at least 8 invocations.
 
 struct Params {
@@ -47,11 +47,11 @@ fn main(
     let columns = select(2u, 4u, WIDE);
     // Pixels that 8 vectors of dy cover.
     let step = select(4u, 2u, WIDE);
-    let channel_group = group.z / params.blocks_per_group;
-    let group_column = (group.z % params.blocks_per_group) * columns;
+    let channel_group = group.y / params.blocks_per_group;
+    let group_column = (group.y % params.blocks_per_group) * columns;
     let group_first_column = channel_group * params.group_out_vectors;
     let row_vectors = params.taps * params.group_in_vectors;
-    let first = group.y * params.pixels_per_split;
+    let first = group.z * params.pixels_per_split;
     let last = min(first + params.pixels_per_split, params.pixels);
 
     // Tap and channel of each vector of rows.
@@ -117,7 +117,7 @@ fn main(
         let row = (group.x * 2u + r) * WORKGROUP + local;
         if row < row_vectors {
             for (var k = 0u; k < 4u; k++) {
-                let split_row = (group.y * row_vectors + row) * 4u + k;
+                let split_row = (group.z * row_vectors + row) * 4u + k;
                 for (var c = 0u; c < columns; c++) {
                     if group_column + c < params.group_out_vectors {
                         dw[split_row * params.out_vectors + group_first_column + group_column + c] = sum[r][k][c];

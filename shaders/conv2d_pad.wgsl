@@ -1,6 +1,6 @@
 // Copies [rows, from_a, groups, from_b] to [rows, to_a, groups, to_b], cropped, or filled up with zeros: it brings the
-// channels of each group to a multiple of four, and back. One invocation an element of the result; grid folded into
-// two dimensions.
+// channels of each group to a multiple of four, and back. One invocation for four values of b; grid folded into two
+// dimensions.
 
 struct Params {
     len: u32,
@@ -27,13 +27,19 @@ fn main(
     if index >= params.len {
         return;
     }
-    let b = index % params.to_b;
-    let channel_group = index / params.to_b % params.groups;
-    let a = index / params.to_b / params.groups % params.to_a;
-    let row = index / params.to_b / params.groups / params.to_a;
-    var value = 0.0;
-    if a < params.from_a && b < params.from_b {
-        value = input[((row * params.from_a + a) * params.groups + channel_group) * params.from_b + b];
+    let vectors = (params.to_b + 3u) / 4u;
+    let first_b = index % vectors * 4u;
+    let channel_group = index / vectors % params.groups;
+    let outer = index / vectors / params.groups;
+    let a = outer % params.to_a;
+    let row = outer / params.to_a;
+    let start = ((row * params.from_a + a) * params.groups + channel_group) * params.from_b;
+    let to = (outer * params.groups + channel_group) * params.to_b;
+    for (var b = first_b; b < min(first_b + 4u, params.to_b); b++) {
+        var value = 0.0;
+        if a < params.from_a && b < params.from_b {
+            value = input[start + b];
+        }
+        output[to + b] = value;
     }
-    output[index] = value;
 }

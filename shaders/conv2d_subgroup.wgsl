@@ -5,9 +5,10 @@
 // have neighbouring pixels. An input vector is loaded once for 16 channels. The weights are the same for all
 // invocations: the first 8 of a subgroup load one vector each, and subgroupBroadcast hands them round.
 //
-// Channels are multiples of 4 and all tensors are seen as vec4. Grid: x blocks of pixels (folded into x, y),
-// z blocks of output channels. Every subgroup must be full and have at least 8 invocations.
-// The same kernel does the phases of the input gradient: there the output is strided (see conv2d.rs).
+// Channels are multiples of 4 and all tensors are seen as vec4. Grid: x blocks of output channels, which share pixels
+// and so run side by side; y, z blocks of pixels (folded). Every subgroup must be full and have
+// at least 8 invocations.
+// The same kernel does the phases of the input gradient: there the output is strided (see conv2d_grad_input.rs).
 
 struct Params {
     pixels: u32,
@@ -45,6 +46,20 @@ override WIDE: bool = true;
 
 const PIXELS: u32 = 8u;
 
+// Column, row and image of a pixel of the grid.
+fn grid_position(pixel: u32) -> vec3<u32> {
+    let row = pixel / params.grid_width;
+    let image = row / params.grid_height;
+    return vec3<u32>(pixel - row * params.grid_width, row - image * params.grid_height, image);
+}
+
+// Vector of y where a result's channels begin.
+fn output_at(position: vec3<u32>) -> u32 {
+    let oy = position.y * params.out_step_y + params.out_first_y;
+    let ox = position.x * params.out_step_x + params.out_first_x;
+    return ((position.z * params.out_height + oy) * params.out_width + ox) * params.out_vectors;
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -53,22 +68,23 @@ fn main(
     @builtin(subgroup_invocation_id) lane: u32,
 ) {
     let columns = select(2u, 4u, WIDE);
-    let channel_group = group.z / params.blocks_per_group;
-    let group_column = (group.z % params.blocks_per_group) * columns;
+    let channel_group = group.x / params.blocks_per_group;
+    let group_column = (group.x % params.blocks_per_group) * columns;
     let first_column = channel_group * params.group_out_vectors + group_column;
-    let first_pixel = (group.x + group.y * groups.x) * WORKGROUP * PIXELS + local;
+    let first_pixel = (group.y + group.z * groups.y) * WORKGROUP * PIXELS + local;
 
-    // Where each pixel's window starts, and its image's first row.
+    // Where each pixel's window starts, its image's first row, and where its result goes.
     var window: array<vec2<i32>, PIXELS>;
     var image: array<u32, PIXELS>;
+    var to: array<u32, PIXELS>;
     for (var p = 0u; p < PIXELS; p++) {
-        let pixel = min(first_pixel + p * WORKGROUP, params.pixels - 1u);
-        let row = pixel / params.grid_width;
+        let position = grid_position(min(first_pixel + p * WORKGROUP, params.pixels - 1u));
         window[p] = vec2<i32>(
-            i32(row % params.grid_height * params.stride_y) + params.origin_y,
-            i32(pixel % params.grid_width * params.stride_x) + params.origin_x,
+            i32(position.y * params.stride_y) + params.origin_y,
+            i32(position.x * params.stride_x) + params.origin_x,
         );
-        image[p] = row / params.grid_height * params.in_height;
+        image[p] = position.z * params.in_height;
+        to[p] = output_at(position) + first_column;
     }
 
     // The vector of weights that this invocation loads: row slot_row of each 4, or of each 2 where WIDE.
@@ -103,10 +119,30 @@ fn main(
                 }
                 var w: array<array<vec4<f32>, 4>, 4>;
                 if WIDE {
-                    w[0] = array(subgroupBroadcast(w0, 0u), subgroupBroadcast(w0, 1u), subgroupBroadcast(w0, 2u), subgroupBroadcast(w0, 3u));
-                    w[1] = array(subgroupBroadcast(w0, 4u), subgroupBroadcast(w0, 5u), subgroupBroadcast(w0, 6u), subgroupBroadcast(w0, 7u));
-                    w[2] = array(subgroupBroadcast(w1, 0u), subgroupBroadcast(w1, 1u), subgroupBroadcast(w1, 2u), subgroupBroadcast(w1, 3u));
-                    w[3] = array(subgroupBroadcast(w1, 4u), subgroupBroadcast(w1, 5u), subgroupBroadcast(w1, 6u), subgroupBroadcast(w1, 7u));
+                    w[0] = array(
+                        subgroupBroadcast(w0, 0u),
+                        subgroupBroadcast(w0, 1u),
+                        subgroupBroadcast(w0, 2u),
+                        subgroupBroadcast(w0, 3u),
+                    );
+                    w[1] = array(
+                        subgroupBroadcast(w0, 4u),
+                        subgroupBroadcast(w0, 5u),
+                        subgroupBroadcast(w0, 6u),
+                        subgroupBroadcast(w0, 7u),
+                    );
+                    w[2] = array(
+                        subgroupBroadcast(w1, 0u),
+                        subgroupBroadcast(w1, 1u),
+                        subgroupBroadcast(w1, 2u),
+                        subgroupBroadcast(w1, 3u),
+                    );
+                    w[3] = array(
+                        subgroupBroadcast(w1, 4u),
+                        subgroupBroadcast(w1, 5u),
+                        subgroupBroadcast(w1, 6u),
+                        subgroupBroadcast(w1, 7u),
+                    );
                 } else {
                     w[0][0] = subgroupBroadcast(w0, 0u);
                     w[0][1] = subgroupBroadcast(w0, 1u);
@@ -131,15 +167,10 @@ fn main(
     }
 
     for (var p = 0u; p < PIXELS; p++) {
-        let pixel = first_pixel + p * WORKGROUP;
-        if pixel < params.pixels {
-            let row = pixel / params.grid_width;
-            let oy = row % params.grid_height * params.out_step_y + params.out_first_y;
-            let ox = pixel % params.grid_width * params.out_step_x + params.out_first_x;
-            let base = ((row / params.grid_height * params.out_height + oy) * params.out_width + ox) * params.out_vectors;
+        if first_pixel + p * WORKGROUP < params.pixels {
             for (var c = 0u; c < columns; c++) {
                 if group_column + c < params.group_out_vectors {
-                    y[base + first_column + c] = sum[p][c];
+                    y[to[p] + c] = sum[p][c];
                 }
             }
         }

@@ -36,13 +36,13 @@ impl Ran {
     }
 }
 
-fn epl_with(arguments: &[&str], environment: &[(&str, &str)]) -> Ran {
-    let output = Command::new(env!("CARGO_BIN_EXE_epl"))
-        .args(arguments)
-        .env_remove("EPL_DEVICE")
-        .envs(environment.iter().copied())
-        .output()
-        .unwrap();
+fn epl_in(folder: Option<&Path>, arguments: &[&str], environment: &[(&str, &str)]) -> Ran {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_epl"));
+    command.args(arguments).env_remove("EPL_DEVICE").envs(environment.iter().copied());
+    if let Some(folder) = folder {
+        command.current_dir(folder);
+    }
+    let output = command.output().unwrap();
     let ran = Ran {
         code: output.status.code(),
         stdout: String::from_utf8(output.stdout).unwrap(),
@@ -50,6 +50,10 @@ fn epl_with(arguments: &[&str], environment: &[(&str, &str)]) -> Ran {
     };
     assert!(!ran.stderr.contains("panicked"), "epl {}: {}", arguments.join(" "), ran.stderr);
     ran
+}
+
+fn epl_with(arguments: &[&str], environment: &[(&str, &str)]) -> Ran {
+    epl_in(None, arguments, environment)
 }
 
 fn epl(arguments: &[&str]) -> Ran {
@@ -280,6 +284,100 @@ fn a_configuration_that_is_wrong_is_one_clear_error() {
     epl(&["train", missing.to_str().unwrap()]).fails_with(1, &["no.toml"]);
     epl(&["plan", missing.to_str().unwrap()]).fails_with(1, &["no.toml"]);
     assert!(!Path::new("run").exists());
+}
+
+/// A folder with a small data set, a list of pairs and a configuration, which name each other from there.
+fn workplace() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for identity in 0..3u8 {
+        let place = folder.path().join(format!("faces/s{identity}"));
+        std::fs::create_dir_all(&place).unwrap();
+        for sample in 0..4u8 {
+            let shade = |x: u32, y: u32| image::Rgb([80 * identity, 20 * sample, (x * 7 + y) as u8]);
+            image::RgbImage::from_fn(16, 16, shade).save(place.join(format!("{sample}.png"))).unwrap();
+        }
+    }
+    let pairs: String = (0..12)
+        .map(|pair| {
+            let (a, same) = (pair % 3, pair % 2);
+            let b = if same == 1 { a } else { (a + 1) % 3 };
+            format!("faces/s{a}/{}.png faces/s{b}/{}.png {same}\n", pair % 4, (pair + 1) % 4)
+        })
+        .collect();
+    std::fs::write(folder.path().join("pairs.txt"), pairs).unwrap();
+    let config = "[model]\narch = 'ir18'\ninput = [16, 16]\nwidth = 4\nembedding = 8\n[head.epl]\nstart_epoch = 2\n\
+                  [data]\ntrain = 'faces'\n[train]\nout = 'run'\nepochs = 2\nbatch_size = 4\n";
+    std::fs::write(folder.path().join("config.toml"), config).unwrap();
+    folder
+}
+
+#[test]
+fn a_network_is_planned_trained_evaluated_and_used() {
+    let folder = workplace();
+    let epl = |arguments: &[&str]| epl_in(Some(folder.path()), arguments, &[]);
+    let result = |arguments: &[&str]| {
+        let ran = epl(&[arguments, &["--json"]].concat());
+        assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+        ran.json()
+    };
+
+    let plan = result(&["plan", "config.toml"]);
+    assert!(plan["peak_bytes"].as_u64().unwrap() > 0 && plan["max_batch"].as_u64().unwrap() >= 4, "{plan}");
+    for kind in ["weights", "optimizer", "prototypes", "activations", "workspace"] {
+        assert!(plan["bytes"][kind].as_u64().is_some(), "{kind}");
+    }
+
+    let trained = result(&["train", "config.toml"]);
+    assert_eq!((&trained["steps"], &trained["epochs"]), (&Value::from(6), &Value::from(2)));
+    assert!(trained["loss"].as_f64().unwrap().is_finite());
+    for file in ["config.toml", "metrics.jsonl", "model.safetensors", "report.html"] {
+        assert!(folder.path().join("run").join(file).is_file(), "{file}");
+    }
+    epl(&["train", "config.toml"]).fails_with(2, &["already holds a finished run"]);
+    result(&["train", "config.toml", "--set", "train.out=again"]);
+    let weights = |run: &str| std::fs::read(folder.path().join(run).join("model.safetensors")).unwrap();
+    assert!(weights("run") == weights("again"), "two runs of one configuration differ");
+
+    let verified = result(&["eval", "verify", "--weights", "run/model.safetensors", "--pairs", "pairs.txt"]);
+    assert_eq!(verified["sets"].as_array().unwrap().len(), 1);
+    let set = &verified["sets"][0];
+    assert_eq!((&set["name"], &set["pairs"]), (&Value::from("pairs"), &Value::from(12)));
+    for rate in ["accuracy", "accuracy_std", "tar_at_far_1e-3", "auc", "eer"] {
+        assert!((0.0..=1.0).contains(&set[rate].as_f64().unwrap()), "{rate}");
+    }
+
+    let embed =
+        ["embed", "--weights", "run/model.safetensors", "--out", "e.safetensors", "faces/s2/1.png", "faces"];
+    assert_eq!(result(&embed)["images"], 13);
+    let bytes = std::fs::read(folder.path().join("e.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let embeddings = file.tensor("embeddings").unwrap();
+    assert_eq!((embeddings.shape(), embeddings.dtype()), (&[13, 8][..], safetensors::Dtype::F32));
+    // The image that is named first is also the tenth of the folder.
+    let row = |index: usize| &embeddings.data()[index * 32..(index + 1) * 32];
+    assert_eq!(row(0), row(10));
+    assert_ne!(row(0), row(9));
+    assert_eq!(file.tensor("labels").unwrap().shape(), [13]);
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let paths: Vec<String> = serde_json::from_str(&header.metadata().as_ref().unwrap()["paths"]).unwrap();
+    assert_eq!((paths.len(), paths[0].as_str()), (13, "faces/s2/1.png"));
+
+    let weights = ["--weights", "run/model.safetensors"];
+    epl(&[&["embed", "--out", "x"][..], &weights, &["no.png"]].concat()).fails_with(1, &["no.png"]);
+    epl(&[&["eval", "verify"][..], &weights, &["no.bin"]].concat()).fails_with(1, &["no.bin"]);
+    epl(&["eval", "verify", "--weights", "config.toml", "--pairs", "pairs.txt"])
+        .fails_with(1, &["config.toml", "safetensors"]);
+}
+
+#[test]
+fn a_plan_needs_no_adapter() {
+    let folder = workplace();
+    let ran = epl_in(Some(folder.path()), &["plan", "config.toml", "--json"], &NO_DRIVERS);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    // Systems that have an adapter without a Vulkan driver name it.
+    if ran.json()["device"].is_null() {
+        assert!(ran.stderr.contains("there is no adapter"), "{}", ran.stderr);
+    }
 }
 
 #[test]

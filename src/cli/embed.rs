@@ -1,11 +1,20 @@
 //! `epl embed`: images to embeddings.
 
-use std::path::PathBuf;
+mod sources;
+
+use std::fmt::{self, Display};
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use serde::Serialize;
 
+use super::output::progress;
 use super::{Context, Verdict};
-use crate::{Error, Result};
+use crate::Result;
+use crate::eval::embedder::Embedder;
+use crate::interchange::safetensors::{StateDict, Value};
+use crate::model::{Model, ModelSpec};
+use sources::Sources;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -23,8 +32,10 @@ enum Flip {
 
 /// Write the embeddings of images
 ///
-/// The file has the tensor `embeddings` [N, D], not normalised, its rows in the order of PATH, the tensor `labels` [N]
-/// where the images have them, and the metadata `paths`, a JSON list of N names.
+/// The file has the tensor `embeddings` [N, D], not normalised, its rows in the order of PATH, and the metadata `paths`,
+/// a JSON list of N names. Where a PATH has labels there is the tensor `labels` [N] as well; the labels of a further
+/// PATH go on after those of the one before, and -1 is an image without. Images of another size than the network's
+/// input are scaled by their short side and cropped at the centre.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Embed {
@@ -52,8 +63,62 @@ pub struct Weights {
     pub arch: Option<String>,
 }
 
+/// Images embedded at once, unless there are fewer.
+pub const BATCH: usize = 64;
+
+impl Weights {
+    /// The network with its weights on the chosen device.
+    pub fn load(&self, context: &Context) -> Result<Model> {
+        let place = self.weights.display().to_string();
+        let dict = StateDict::read(&self.weights)?;
+        let spec = ModelSpec::from_state_dict(&dict, self.arch.as_deref(), &place)?;
+        let model = Model::allocate(spec, &context.open()?)?;
+        model.load(&dict, &place)?;
+        Ok(model)
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Embedded<'a> {
+    out: &'a Path,
+    images: usize,
+    dimension: usize,
+    /// Whether the file has labels.
+    labels: bool,
+}
+
 impl Embed {
-    pub fn run(&self, _context: &Context) -> Result<Verdict> {
-        Err(Error::usage("embed", "x"))
+    pub fn run(&self, context: &Context) -> Result<Verdict> {
+        let model = self.weights.load(context)?;
+        let sources = Sources::open(&self.paths, model.spec.network.input)?;
+        let count = sources.len();
+        let mut embedder = Embedder::new(&model, BATCH.min(count))?;
+        let bar = progress(count);
+        let embeddings =
+            embedder.embed(count, &|index| sources.load(index), self.flip == Flip::Sum, &mut |done| {
+                bar.set_position(done as u64)
+            })?;
+        bar.finish_and_clear();
+
+        let dimension = embedder.dimension();
+        let mut dict = StateDict::default();
+        dict.insert("embeddings", &[count, dimension], embeddings);
+        let labels = sources.labels()?;
+        let has_labels = labels.is_some();
+        if let Some(labels) = labels {
+            dict.tensors.insert("labels".to_owned(), (vec![count], Value::I64(labels)));
+        }
+        let names: Vec<String> = (0..count).map(|index| sources.name(index)).collect();
+        dict.metadata.insert("paths".to_owned(), serde_json::Value::from(names).to_string());
+        dict.write(&self.out)?;
+        context.present(&Embedded { out: &self.out, images: count, dimension, labels: has_labels })?;
+        Ok(Verdict::Done)
+    }
+}
+
+impl Display for Embedded<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let labels = if self.labels { " with labels" } else { "" };
+        writeln!(f, "{} embeddings of {}{labels} in {}", self.images, self.dimension, self.out.display())
     }
 }

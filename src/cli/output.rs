@@ -6,6 +6,7 @@
 use std::fmt::{self, Display};
 use std::io::{self, ErrorKind, Write};
 
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::{Error, Result};
@@ -52,6 +53,15 @@ pub fn report(error: &Error) {
     note(format_args!("error: {text}"));
     if let Some(hint) = error.hint() {
         note(format_args!("hint: {hint}"));
+    }
+}
+
+/// A bar on standard error that goes away when it is done and is not shown where that is no terminal.
+pub fn progress(length: usize) -> ProgressBar {
+    let bar = ProgressBar::new(length as u64);
+    match ProgressStyle::with_template("{wide_bar} {pos}/{len} {msg}") {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
     }
 }
 

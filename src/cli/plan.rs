@@ -1,12 +1,18 @@
 //! `epl plan`: what a training run needs, without running it.
 
+use std::fmt::{self, Display};
 use std::path::PathBuf;
 
 use clap::Args;
+use epl_runtime::{Caps, Error as RuntimeError};
+use serde::Serialize;
 
+use super::output::{bytes, note};
 use super::train::Overrides;
 use super::{Context, Verdict};
 use crate::config::Config;
+use crate::data::{self, Options};
+use crate::train::plan::{RunPlan, plan};
 use crate::{Error, Result};
 
 const EXAMPLES: &str = "\
@@ -15,6 +21,8 @@ Examples:
   epl plan config.toml --set train.batch_size=256 --json | jq .max_batch";
 
 /// Tell the memory and the work that a training run needs, without training
+///
+/// The number of identities is data.num_classes, or counted in data.train.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Plan {
@@ -26,8 +34,58 @@ pub struct Plan {
 }
 
 impl Plan {
-    pub fn run(&self, _context: &Context) -> Result<Verdict> {
-        let _config = Config::load(&self.config, &self.overrides.set)?;
-        Err(Error::usage("plan", "x"))
+    pub fn run(&self, context: &Context) -> Result<Verdict> {
+        let config = Config::load(&self.config, &self.overrides.set)?;
+        let classes = match config.data.num_classes {
+            Some(classes) => classes,
+            None => {
+                let size = config.model.input;
+                let options = Options { size, resize: config.data.resize, num_classes: None };
+                data::open(&config.data.train, &options)?.num_classes()
+            }
+        };
+        let (adapter, caps) = match context.open() {
+            Ok(device) => (Some(device.description().name.clone()), device.caps().clone()),
+            // Without a GPU the limits that every adapter meets still say what a run needs.
+            Err(Error::Runtime(RuntimeError::NoAdapter { .. })) if context.device.is_none() => {
+                note("warning: there is no adapter; the plan is for the limits that every adapter meets");
+                (None, Caps::WEBGPU)
+            }
+            Err(error) => return Err(error),
+        };
+        let plan = plan(&config, classes, &caps, None)?;
+        context.present(&Planned { device: adapter, classes, batch: config.train.batch_size, plan })?;
+        Ok(Verdict::Done)
+    }
+}
+
+/// The plan and what it is for.
+#[derive(Debug, Serialize)]
+struct Planned {
+    /// The adapter; none where there is none.
+    device: Option<String>,
+    classes: usize,
+    batch: usize,
+    #[serde(flatten)]
+    plan: RunPlan,
+}
+
+impl Display for Planned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plan = &self.plan;
+        let mut line = |key: &str, value: String| writeln!(f, "{key:<22}{value}");
+        line("device", self.device.clone().unwrap_or_else(|| "none".to_owned()))?;
+        line("identities", self.classes.to_string())?;
+        line("parameters", format!("{:.2} M", plan.parameters as f64 / 1e6))?;
+        line("batch", self.batch.to_string())?;
+        line("FLOPs a step", format!("{:.1} G", plan.flops_per_step / 1e9))?;
+        line("launches a step", plan.dispatches.to_string())?;
+        line("GPU memory", bytes(plan.peak_bytes))?;
+        for (kind, count) in &plan.bytes {
+            line(&format!("  {kind}"), bytes(*count))?;
+        }
+        line("one more image", bytes(plan.activation_bytes_per_image))?;
+        line("without shared memory", bytes(plan.without_sharing))?;
+        line("largest batch", plan.max_batch.to_string())
     }
 }

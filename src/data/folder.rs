@@ -137,6 +137,27 @@ impl Dataset for FolderDataset {
     }
 }
 
+/// The images that lie in `folder` itself, in natural sort order; `None` where it holds folders or record files, and so
+/// is a dataset.
+///
+/// # Errors
+/// A folder or a file in it that cannot be read, and an image in a format that is not read.
+pub fn loose_images(folder: &Path) -> Result<Option<Vec<PathBuf>>> {
+    let listing = list(folder)?;
+    let is_record = |file: &OsString| has_extension(Path::new(file), "rec");
+    if !listing.folders.is_empty() || listing.files.iter().any(is_record) {
+        return Ok(None);
+    }
+    let mut images = Vec::with_capacity(listing.files.len());
+    for file in listing.files {
+        let path = folder.join(file);
+        if is_image(&path)? {
+            images.push(path);
+        }
+    }
+    Ok(Some(images))
+}
+
 /// The visible contents of a folder, each in natural sort order.
 struct Listing {
     folders: Vec<OsString>,
@@ -289,6 +310,20 @@ mod tests {
             FolderDataset::open(root.path(), &resizing).unwrap().load(0).unwrap().rgb.len(),
             112 * 112 * 3
         );
+    }
+
+    #[test]
+    fn loose_images_are_those_of_a_folder_that_is_no_dataset() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(loose_images(root.path()).unwrap(), Some(Vec::new()));
+        for file in ["10.png", "9.jpg", ".hidden.png"] {
+            write_image(&root.path().join(file), 1);
+        }
+        std::fs::write(root.path().join("notes.txt"), "x").unwrap();
+        let expected = ["9.jpg", "10.png"].map(|file| root.path().join(file)).to_vec();
+        assert_eq!(loose_images(root.path()).unwrap(), Some(expected));
+        write_image(&root.path().join("anna/1.png"), 1);
+        assert_eq!(loose_images(root.path()).unwrap(), None);
     }
 
     #[test]

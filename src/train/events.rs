@@ -1,5 +1,7 @@
 //! What a training run tells whoever watches it.
 
+use std::io::Write;
+
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::eval::verify::VerificationReport;
@@ -38,6 +40,11 @@ impl Console {
     }
 }
 
+/// A line on standard error. Unlike `eprintln!` it survives a reader that has gone away.
+fn write_line(text: &str) {
+    drop(writeln!(std::io::stderr(), "{text}"));
+}
+
 impl Default for Console {
     fn default() -> Self {
         Self::new()
@@ -46,7 +53,7 @@ impl Default for Console {
 
 impl Observer for Console {
     fn start(&mut self, total_steps: u64, _steps_per_epoch: u64, summary: &str) {
-        eprintln!("{summary}");
+        write_line(summary);
         self.bar = ProgressBar::new(total_steps);
         // The template is a constant; an unusable one would only leave the default look.
         if let Ok(style) =
@@ -85,7 +92,7 @@ impl Observer for Console {
     fn message(&mut self, text: &str) {
         // A hidden bar (no terminal) would swallow the line.
         if self.bar.is_hidden() {
-            eprintln!("{text}");
+            write_line(text);
         } else {
             self.bar.println(text);
         }

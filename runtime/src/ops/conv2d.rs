@@ -13,8 +13,8 @@ use crate::ops::conv2d_cases;
 use crate::ops::conv2d_grad_input::Conv2dGradInput;
 use crate::ops::conv2d_grad_weight::Conv2dGradWeight;
 use crate::ops::convolution::{
-    Channels, DirectParams, Geometry, PAD, Path, ProductParams, SUBGROUP, TILED, Variant, lower_direct,
-    lower_product,
+    Channels, DirectParams, Geometry, PAD, Path, ProductParams, STRIP, SUBGROUP, TILED, Variant,
+    lower_direct, lower_product,
 };
 use crate::{Error, Result, TensorDesc};
 
@@ -28,7 +28,8 @@ static DIRECT: Kernel = Kernel {
 };
 
 /// The registry's entry.
-pub const ENTRY: OpEntry = OpEntry { name: "conv2d", cases, kernels: &[&TILED, &SUBGROUP, &DIRECT, &PAD] };
+pub const ENTRY: OpEntry =
+    OpEntry { name: "conv2d", cases, kernels: &[&TILED, &SUBGROUP, &STRIP, &DIRECT, &PAD] };
 
 /// Records `conv2d(x, weight)`: x `[N, H, W, Cin]`, weight `[KH, KW, Cin / groups, Cout]` -> `[N, OH, OW, Cout]`.
 pub fn conv2d(
@@ -74,7 +75,7 @@ impl Op for Conv2d {
     }
 
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
-        let geometry = Geometry::of(self, &lowering.input(0)?.shape, &lowering.input(1)?.shape);
+        let geometry = Geometry::of(self, &lowering.input(0)?.shape, &lowering.input(1)?.shape).flattened();
         let path = geometry.path(self.variant, lowering.caps());
         let (x, weight, y) = (Operand::Input(0), Operand::Input(1), Operand::Output(0));
         if path == Path::Direct {

@@ -101,6 +101,15 @@ fn settings() -> Vec<Setting> {
         Setting::new("three channels", [2, 9, 8, 3], [3, 3, 16], same(1)),
         Setting::new("odd channels", [2, 6, 5, 5], [3, 3, 7], same(1)),
         Setting::new("few channels", [1, 4, 5, 3], [3, 2, 5], strided([1, 1], [1, 1, 0, 1])),
+        Setting::new("strips", [2, 6, 14, 8], [3, 3, 8], same(1)),
+        Setting::new("strips, stride and padding", [2, 9, 8, 8], [2, 3, 4], strided([2, 1], [0, 1, 2, 1])),
+        Setting::new(
+            "strips, two groups",
+            [3, 5, 7, 16],
+            [3, 3, 8],
+            grouped(2, strided([1, 1], [2, 1, 1, 2])),
+        ),
+        Setting::new("strips, many outputs", [1, 6, 9, 4], [3, 3, 20], same(1)),
         Setting::new("2x2 stride 2", [2, 8, 6, 8], [2, 2, 8], strided([2, 2], [0; 4])),
         Setting::new(
             "stride 2, asymmetric padding",
@@ -129,7 +138,8 @@ fn settings() -> Vec<Setting> {
 fn several_tiles() -> Vec<Setting> {
     vec![
         Setting::new("several tiles", [3, 13, 11, 20], [2, 2, 72], same(1)),
-        Setting::new("many pixels", [4, 17, 18, 4], [3, 3, 8], same(1)),
+        Setting::new("many pixels", [4, 17, 18, 4], [3, 2, 8], same(1)),
+        Setting::new("many strips", [9, 17, 14, 4], [3, 3, 8], same(1)),
     ]
 }
 
@@ -150,4 +160,92 @@ fn perf_settings() -> Vec<Setting> {
             Conv2d { groups: 64, ..same(1) },
         ),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use crate::caps::{Caps, SubgroupSizes};
+    use crate::case::OpEntry;
+    use crate::op::{Lowered, Lowering, Op};
+    use crate::ops::conv2d::{self, Conv2d};
+    use crate::ops::{conv2d_grad_input, conv2d_grad_weight};
+    use crate::{Shape, TensorDesc};
+
+    const CPU: Caps = Caps { cpu: true, subgroups: Some(SubgroupSizes { min: 8, max: 8 }), ..Caps::WEBGPU };
+
+    fn lower(op: &dyn Op, caps: &Caps, inputs: &[TensorDesc]) -> Lowered {
+        let outputs = op.infer(inputs).unwrap();
+        Lowering::run(op, caps, inputs, &outputs).unwrap()
+    }
+
+    fn kernels(lowered: &Lowered) -> Vec<&'static str> {
+        lowered.dispatches.iter().map(|dispatch| dispatch.kernel.shader).collect()
+    }
+
+    fn desc<const N: usize>(dims: [usize; N]) -> TensorDesc {
+        TensorDesc::f32(Shape::from(dims))
+    }
+
+    #[test]
+    fn the_cases_reach_every_kernel_where_subgroups_have_one_size() {
+        let entries: [OpEntry; 3] = [conv2d::ENTRY, conv2d_grad_input::ENTRY, conv2d_grad_weight::ENTRY];
+        for entry in entries {
+            let mut reached = BTreeSet::new();
+            for case in (entry.cases)().iter().filter(|case| !case.perf) {
+                let inputs: Vec<_> = case.inputs.iter().map(|input| input.desc()).collect();
+                for caps in [CPU, Caps { cpu: false, ..CPU }, Caps::WEBGPU] {
+                    reached.extend(kernels(&lower(&*case.op, &caps, &inputs)));
+                }
+            }
+            let declared: BTreeSet<_> = entry.kernels.iter().map(|kernel| kernel.shader).collect();
+            assert_eq!(reached, declared, "{}", entry.name);
+        }
+    }
+
+    #[test]
+    fn the_adapter_decides_on_the_kernel() {
+        let inputs = [desc([2, 14, 14, 32]), desc([3, 3, 32, 64])];
+        let op = Conv2d { padding: [1; 4], ..Conv2d::default() };
+        assert_eq!(kernels(&lower(&op, &CPU, &inputs)), ["conv2d_subgroup"]);
+        assert_eq!(kernels(&lower(&op, &Caps { cpu: false, ..CPU }, &inputs)), ["conv2d"]);
+        // Where the size of a subgroup varies or is too small, the subgroup kernel would be wrong.
+        for (min, max) in [(4, 4), (8, 16), (8, 32)] {
+            let caps = Caps { subgroups: Some(SubgroupSizes { min, max }), ..CPU };
+            assert_eq!(kernels(&lower(&op, &caps, &inputs)), ["conv2d"], "{min}..{max}");
+        }
+        let depthwise = Conv2d { groups: 32, ..op };
+        let inputs = [desc([2, 14, 14, 32]), desc([3, 3, 1, 32])];
+        assert_eq!(kernels(&lower(&depthwise, &CPU, &inputs)), ["conv2d_direct"]);
+    }
+
+    #[test]
+    fn the_input_gradient_of_a_stride_wastes_no_products() {
+        let conv = Conv2d { stride: [2, 2], ..Conv2d::default() };
+        let op = conv2d_grad_input::Conv2dGradInput { conv, input: [8, 8] };
+        let lowered = lower(&op, &Caps::WEBGPU, &[desc([3, 3, 4, 4]), desc([1, 3, 3, 4])]);
+        // The weights, and four phases.
+        assert_eq!(kernels(&lowered), ["conv2d_grad_input_weight", "conv2d", "conv2d", "conv2d", "conv2d"]);
+    }
+
+    #[test]
+    fn operands_that_do_not_fit_are_explained() {
+        let message =
+            |op: &Conv2d, x: TensorDesc, weight: TensorDesc| op.infer(&[x, weight]).unwrap_err().to_string();
+        let plain = Conv2d::default();
+        let x = desc([1, 5, 5, 6]);
+        assert!(message(&plain, x.clone(), desc([3, 3, 4, 8])).contains("expected weight [KH, KW, 6, Cout]"));
+        assert!(
+            message(&plain, x.clone(), desc([7, 3, 6, 8]))
+                .contains("a kernel of at most 5x5, or more padding")
+        );
+        assert!(message(&plain, x.clone(), desc([3, 6, 8])).contains("x [N, H, W, Cin]"));
+        let grouped = Conv2d { groups: 3, ..plain };
+        assert!(message(&grouped, x.clone(), desc([3, 3, 2, 8])).contains("multiples of the 3 groups"));
+        assert!(
+            message(&Conv2d { groups: 0, ..plain }, x.clone(), desc([3, 3, 6, 8])).contains("at least 1")
+        );
+        assert!(message(&Conv2d { stride: [0, 1], ..plain }, x, desc([3, 3, 6, 8])).contains("at least 1"));
+    }
 }

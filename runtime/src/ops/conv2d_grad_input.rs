@@ -15,14 +15,15 @@ use crate::op::{Cost, Lowering, Op, Operand};
 use crate::ops::conv2d::{Conv2d, signed};
 use crate::ops::conv2d_cases;
 use crate::ops::convolution::{
-    Channels, DirectParams, Geometry, PAD, Path, ProductParams, SUBGROUP, TILED, lower_direct, lower_product,
+    Channels, DirectParams, Geometry, PAD, Path, ProductParams, STRIP, SUBGROUP, TILED, lower_direct,
+    lower_product,
 };
 use crate::{Error, Result, Shape, TensorDesc};
 
 crate::param_block! {
     /// Parameters of `conv2d_grad_input_weight.wgsl`.
     pub struct FlipParams {
-        /// Elements of the result.
+        /// Invocations: one for 16 output channels.
         len: u32,
         /// Kernel rows.
         kernel_height: u32,
@@ -65,7 +66,7 @@ static DIRECT: Kernel = Kernel {
 
 /// The registry's entry.
 pub const ENTRY: OpEntry =
-    OpEntry { name: "conv2d_grad_input", cases, kernels: &[&DIRECT, &FLIP, &TILED, &SUBGROUP, &PAD] };
+    OpEntry { name: "conv2d_grad_input", cases, kernels: &[&DIRECT, &FLIP, &TILED, &SUBGROUP, &STRIP, &PAD] };
 
 /// The op `conv2d_grad_input`: `weight, dy -> dx`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,7 +109,7 @@ impl Op for Conv2dGradInput {
     }
 
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
-        let geometry = self.geometry(&lowering.input(0)?.shape, &lowering.input(1)?.shape);
+        let geometry = self.geometry(&lowering.input(0)?.shape, &lowering.input(1)?.shape).flattened();
         let path = geometry.path(self.conv.variant, lowering.caps());
         let (weight, dy, dx) = (Operand::Input(0), Operand::Input(1), Operand::Output(0));
         if path == Path::Direct {
@@ -160,9 +161,11 @@ fn lower_flip(
     weight: Operand,
 ) -> Result<Operand> {
     let len = Channels::weights(aligned).elements();
+    lowering.size(len)?;
     let flipped = lowering.workspace(4 * len as u64);
+    let invocations = aligned.taps() * aligned.in_channels() * aligned.group_out.div_ceil(16);
     let params = FlipParams {
-        len: lowering.size(len)?,
+        len: lowering.size(invocations)?,
         kernel_height: lowering.size(geometry.kernel[0])?,
         kernel_width: lowering.size(geometry.kernel[1])?,
         stride_y: lowering.size(geometry.stride[0])?,
@@ -173,8 +176,8 @@ fn lower_flip(
         padded_in: lowering.size(aligned.group_in)?,
         padded_out: lowering.size(aligned.group_out)?,
     };
-    let grid = lowering.fold(len.div_ceil(256))?;
-    lowering.dispatch(&FLIP, &[("WORKGROUP", 256.0)], &params, &[weight, flipped], grid)?;
+    let grid = lowering.fold(invocations.div_ceil(64))?;
+    lowering.dispatch(&FLIP, &[("WORKGROUP", 64.0)], &params, &[weight, flipped], grid)?;
     Ok(flipped)
 }
 

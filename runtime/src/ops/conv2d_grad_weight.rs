@@ -75,6 +75,51 @@ static SUBGROUP: Kernel = Kernel {
 };
 
 crate::param_block! {
+    /// Parameters of `conv2d_grad_weight_strip.wgsl`. Vectors are of four channels.
+    pub struct StripParams {
+        /// Rows of output pixels of all images.
+        rows: u32,
+        /// Those that one workgroup adds.
+        rows_per_split: u32,
+        /// Height of x.
+        in_height: u32,
+        /// Width of x.
+        in_width: u32,
+        /// Vectors of an input pixel.
+        in_vectors: u32,
+        /// Those of one group.
+        group_in_vectors: u32,
+        /// Height of dy.
+        out_height: u32,
+        /// Width of dy.
+        out_width: u32,
+        /// Vectors of an output pixel.
+        out_vectors: u32,
+        /// Those of one group.
+        group_out_vectors: u32,
+        /// Workgroups along the output channels of a group.
+        blocks_per_group: u32,
+        /// Kernel rows.
+        taps_y: u32,
+        /// Stride along the height.
+        stride_y: u32,
+        /// Input row of the first tap of the first pixel.
+        origin_y: i32,
+        /// Input column of the first tap of the first pixel.
+        origin_x: i32,
+    }
+}
+
+static STRIP: Kernel = Kernel {
+    shader: "conv2d_grad_weight_strip",
+    entry: "main",
+    params: StripParams::FIELDS,
+    bindings: &[read("x"), read("dy"), write("dw")],
+    constants: &["WORKGROUP"],
+    subgroups: false,
+};
+
+crate::param_block! {
     /// Parameters of `conv2d_grad_weight_direct.wgsl`.
     pub struct DirectGradWeightParams {
         /// Elements of the result.
@@ -125,7 +170,7 @@ static DIRECT: Kernel = Kernel {
 pub const ENTRY: OpEntry = OpEntry {
     name: "conv2d_grad_weight",
     cases,
-    kernels: &[&TILED, &SUBGROUP, &DIRECT, &PAD, &sum_rows::KERNEL],
+    kernels: &[&TILED, &SUBGROUP, &STRIP, &DIRECT, &PAD, &sum_rows::KERNEL],
 };
 
 /// The op `conv2d_grad_weight`: `x, dy -> dw`.
@@ -158,14 +203,19 @@ impl Split {
     /// Parts enough to fill the adapter where each of them is `workgroups` workgroups, none trivially short, and not
     /// more memory for the partial sums of `weights` than is worth it. A function of the sizes and the kind of adapter
     /// alone, so that sums are made in the same order on every run.
-    fn choose(caps: &Caps, pixels: usize, weights: usize, workgroups: usize) -> Self {
+    fn choose(caps: &Caps, geometry: &Geometry, weights: usize, workgroups: usize) -> Self {
         /// Partial sums, in elements.
         const MOST: usize = 16 << 20;
-        let (wanted, shortest) = if caps.cpu { (32, 128) } else { (1024, 256) };
-        let parts = usize::div_ceil(wanted, workgroups)
-            .min(pixels.div_ceil(shortest))
-            .min(MOST / weights.max(1))
-            .clamp(1, 1024);
+        /// Elements of x and dy that a CPU keeps in a core's cache while all workgroups of a part walk them.
+        const CACHED: usize = 1 << 18;
+        let pixels = geometry.out_pixels();
+        let (wanted, shortest) = if caps.cpu {
+            let walked = pixels * (geometry.in_channels() + geometry.out_channels());
+            (usize::div_ceil(32, workgroups).max(walked / CACHED), 128)
+        } else {
+            (usize::div_ceil(1024, workgroups), 256)
+        };
+        let parts = wanted.min(pixels.div_ceil(shortest)).min(MOST / weights.max(1)).clamp(1, 1024);
         // The second stage has a workgroup for 64 weights.
         let parts = if weights.div_ceil(64) > caps.max_grid as usize { 1 } else { parts };
         let pixels_per_split = pixels.div_ceil(parts).max(1);
@@ -214,7 +264,7 @@ impl Op for Conv2dGradWeight {
     }
 
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
-        let geometry = self.geometry(&lowering.input(0)?.shape, &lowering.input(1)?.shape);
+        let geometry = self.geometry(&lowering.input(0)?.shape, &lowering.input(1)?.shape).flattened();
         let path = geometry.path(self.conv.variant, lowering.caps());
         let (x, dy, dw) = (Operand::Input(0), Operand::Input(1), Operand::Output(0));
         if path == Path::Direct {
@@ -230,7 +280,12 @@ impl Op for Conv2dGradWeight {
         let x = x_is.pad(lowering, x, &x_aligned)?;
         let dy = dy_is.pad(lowering, dy, &dy_aligned)?;
         let to = dw_is.target(lowering, dw, &dw_aligned);
-        lower_product(lowering, path, &aligned, [x, dy, to])?;
+        match path {
+            Path::Subgroup(size) if suits_strips(&aligned) => {
+                lower_strips(lowering, size, &aligned, [x, dy, to])?
+            }
+            path => lower_product(lowering, path, &aligned, [x, dy, to])?,
+        }
         dw_aligned.copy(lowering, to, dw, &dw_is)
     }
 
@@ -281,7 +336,7 @@ fn lower_product(
             return Err(Error::graph("a direct gradient is no matrix product", "use its own kernel"));
         }
     };
-    let split = Split::choose(lowering.caps(), pixels, weights, row_blocks * blocks * aligned.groups);
+    let split = Split::choose(lowering.caps(), aligned, weights, row_blocks * blocks * aligned.groups);
     let partial = split.target(lowering, dw, weights);
     let params = GradWeightParams {
         pixels: lowering.size(pixels)?,
@@ -303,14 +358,59 @@ fn lower_product(
         origin_x: -signed(lowering, aligned.padding[1])?,
     };
     let grid =
-        [lowering.size(row_blocks)?, lowering.size(split.splits)?, lowering.size(blocks * aligned.groups)?];
+        [lowering.size(row_blocks)?, lowering.size(blocks * aligned.groups)?, lowering.size(split.splits)?];
     lowering.dispatch(kernel, &constants, &params, &[x, dy, partial], grid)?;
     split.lower_sum(lowering, partial, dw, weights)
 }
 
+/// Whether `conv2d_grad_weight_strip.wgsl` can do a gradient, and has channels few enough for it to be the fastest.
+fn suits_strips(aligned: &Geometry) -> bool {
+    let few = aligned.group_out <= 8 || aligned.group_in <= 4;
+    aligned.kernel[1] == 3 && aligned.stride[1] == 1 && few
+}
+
+fn lower_strips(
+    lowering: &mut Lowering<'_>,
+    size: u32,
+    aligned: &Geometry,
+    [x, dy, dw]: [Operand; 3],
+) -> Result<()> {
+    let rows = aligned.batch * aligned.out_size[0];
+    let weights = aligned.taps() * aligned.group_in * aligned.out_channels();
+    let vectors = aligned.kernel[0] * aligned.group_in / 4;
+    let blocks = aligned.group_out.div_ceil(8);
+    // Each invocation of a workgroup walks at least four rows, unless there are too few.
+    let parts =
+        usize::div_ceil(32, vectors * blocks * aligned.groups).min(rows.div_ceil(4 * size as usize)).max(1);
+    let rows_per_split = rows.div_ceil(parts);
+    let splits = rows.div_ceil(rows_per_split);
+    let partial_rows = splits * size as usize;
+    let partial = lowering.workspace(4 * (partial_rows * weights) as u64);
+    let params = StripParams {
+        rows: lowering.size(rows)?,
+        rows_per_split: lowering.size(rows_per_split)?,
+        in_height: lowering.size(aligned.in_size[0])?,
+        in_width: lowering.size(aligned.in_size[1])?,
+        in_vectors: lowering.size(aligned.in_channels() / 4)?,
+        group_in_vectors: lowering.size(aligned.group_in / 4)?,
+        out_height: lowering.size(aligned.out_size[0])?,
+        out_width: lowering.size(aligned.out_size[1])?,
+        out_vectors: lowering.size(aligned.out_channels() / 4)?,
+        group_out_vectors: lowering.size(aligned.group_out / 4)?,
+        blocks_per_group: lowering.size(blocks)?,
+        taps_y: lowering.size(aligned.kernel[0])?,
+        stride_y: lowering.size(aligned.stride[0])?,
+        origin_y: -signed(lowering, aligned.padding[0])?,
+        origin_x: -signed(lowering, aligned.padding[1])?,
+    };
+    let grid = [lowering.size(vectors)?, lowering.size(blocks * aligned.groups)?, lowering.size(splits)?];
+    lowering.dispatch(&STRIP, &[("WORKGROUP", f64::from(size))], &params, &[x, dy, partial], grid)?;
+    sum_rows::lower_sum(lowering, partial, dw, partial_rows, weights, 1.0)
+}
+
 fn lower_direct(lowering: &mut Lowering<'_>, geometry: &Geometry) -> Result<()> {
     let (pixels, weights) = (geometry.out_pixels(), Channels::weights(geometry).elements());
-    let split = Split::choose(lowering.caps(), pixels, weights, weights.div_ceil(DIRECT_WORKGROUP));
+    let split = Split::choose(lowering.caps(), geometry, weights, weights.div_ceil(DIRECT_WORKGROUP));
     let dw = Operand::Output(0);
     let partial = split.target(lowering, dw, weights);
     let params = DirectGradWeightParams {

@@ -133,16 +133,17 @@ impl Geometry {
                 "x [N, H, W, Cin] and weight [KH, KW, Cin / groups, Cout], none empty".into(),
             );
         }
-        if weight.shape.dim(2) * conv.groups != x.shape.last()
-            || !weight.shape.last().is_multiple_of(conv.groups)
-        {
+        let (channels, groups) = (x.shape.last(), conv.groups);
+        if !channels.is_multiple_of(groups) || !weight.shape.last().is_multiple_of(groups) {
             return wrong(
-                format!("x {x}, weight {weight}, {} groups", conv.groups),
-                format!(
-                    "weight [KH, KW, {}, a multiple of {}]",
-                    x.shape.last() as f64 / conv.groups as f64,
-                    conv.groups
-                ),
+                format!("x {x}, weight {weight}"),
+                format!("channels, the last extents, that are multiples of the {groups} groups"),
+            );
+        }
+        if weight.shape.dim(2) != channels / groups {
+            return wrong(
+                format!("x {x}, weight {weight}, {groups} groups"),
+                format!("weight [KH, KW, {}, Cout]", channels / groups),
             );
         }
         let [top, bottom, left, right] = conv.padding;
@@ -184,6 +185,26 @@ impl Geometry {
     /// Shape of y.
     pub fn out_shape(&self) -> Shape {
         Shape::from([self.batch, self.out_size[0], self.out_size[1], self.out_channels()])
+    }
+
+    /// The same convolution with as few pixels as it can have. Where the window is the whole image (a fully connected
+    /// layer) that is a 1x1 convolution of one pixel with all values as channels; the layouts agree. Its input gradient
+    /// then has no phases in which most taps fall outside.
+    pub fn flattened(&self) -> Self {
+        if self.kernel != self.in_size
+            || self.padding != [0, 0]
+            || self.out_size != [1, 1]
+            || self.groups != 1
+        {
+            return *self;
+        }
+        Self {
+            in_size: [1, 1],
+            kernel: [1, 1],
+            stride: [1, 1],
+            group_in: self.taps() * self.group_in,
+            ..*self
+        }
     }
 
     /// The geometry with the channels of a group filled up to multiples of four.
@@ -330,7 +351,17 @@ pub(super) static SUBGROUP: Kernel = Kernel {
     subgroups: true,
 };
 
-/// Pixels of an invocation of `conv2d_subgroup.wgsl`.
+/// `conv2d_subgroup_strip.wgsl`
+pub(super) static STRIP: Kernel = Kernel {
+    shader: "conv2d_subgroup_strip",
+    entry: "main",
+    params: ProductParams::FIELDS,
+    bindings: &[read("x"), read("weight"), write("y")],
+    constants: &["WORKGROUP"],
+    subgroups: true,
+};
+
+/// Pixels of an invocation of `conv2d_subgroup.wgsl` and `conv2d_subgroup_strip.wgsl`.
 const SUBGROUP_PIXELS: usize = 8;
 
 /// How the output channels of a group are divided among workgroups of the subgroup kernels: whether a workgroup takes
@@ -351,6 +382,15 @@ pub(super) fn tile_grid(
     (tile.row_blocks(rows), tile.column_blocks(columns), tile.constants())
 }
 
+/// Whether `conv2d_subgroup_strip.wgsl` can do a product, and without computing many pixels right of the image.
+fn suits_strips(params: &ProductParams) -> bool {
+    let unused = params.grid_width.next_multiple_of(SUBGROUP_PIXELS as u32) - params.grid_width;
+    params.taps_x == 3
+        && params.stride_x == 1
+        && params.group_out_vectors <= 2
+        && unused * 4 <= params.grid_width
+}
+
 /// Dispatches the implicit matrix product that `params` describe (all but `blocks_per_group`).
 pub(super) fn lower_product(
     lowering: &mut Lowering<'_>,
@@ -361,31 +401,36 @@ pub(super) fn lower_product(
 ) -> Result<()> {
     let pixels = params.pixels as usize;
     let group_out = params.group_out_vectors as usize * 4;
-    let mut grid = |lowering: &Lowering<'_>, pixel_blocks: usize, blocks: usize| -> Result<[u32; 3]> {
-        params.blocks_per_group = lowering.size(blocks)?;
-        let [x, y, _] = lowering.fold(pixel_blocks)?;
-        Ok([x, y, lowering.size(groups * blocks)?])
-    };
-    match path {
+    // The kernel, workgroups along the pixels and along the channels of a group, and the constants.
+    let (kernel, pixel_blocks, blocks, constants) = match path {
+        Path::Subgroup(size) if suits_strips(&params) => {
+            let width = params.grid_width as usize;
+            let strips = pixels / width * width.div_ceil(SUBGROUP_PIXELS);
+            (&STRIP, strips.div_ceil(size as usize), 1, vec![("WORKGROUP", f64::from(size))])
+        }
         Path::Subgroup(size) => {
             let (wide, blocks) = subgroup_columns(group_out);
-            let grid = grid(lowering, pixels.div_ceil(size as usize * SUBGROUP_PIXELS), blocks)?;
-            let constants = [("WORKGROUP", f64::from(size)), ("WIDE", f64::from(u8::from(wide)))];
-            lowering.dispatch(&SUBGROUP, &constants, &params, &operands, grid)
+            let constants = vec![("WORKGROUP", f64::from(size)), ("WIDE", f64::from(u8::from(wide)))];
+            (&SUBGROUP, pixels.div_ceil(size as usize * SUBGROUP_PIXELS), blocks, constants)
         }
         Path::Tiled(tile) => {
             let (pixel_blocks, blocks, constants) = tile_grid(tile, pixels, group_out, groups);
-            let grid = grid(lowering, pixel_blocks, blocks)?;
-            lowering.dispatch(&TILED, &constants, &params, &operands, grid)
+            (&TILED, pixel_blocks, blocks, constants.to_vec())
         }
-        Path::Direct => Err(Error::graph("a direct convolution is no matrix product", "use its own kernel")),
-    }
+        Path::Direct => {
+            return Err(Error::graph("a direct convolution is no matrix product", "use its own kernel"));
+        }
+    };
+    params.blocks_per_group = lowering.size(blocks)?;
+    let [x, y, _] = lowering.fold(pixel_blocks)?;
+    let grid = [lowering.size(groups * blocks)?, x, y];
+    lowering.dispatch(kernel, &constants, &params, &operands, grid)
 }
 
 crate::param_block! {
     /// Parameters of `conv2d_pad.wgsl`.
     pub struct PadParams {
-        /// Elements of the result.
+        /// Invocations: one for four values of the inner extent.
         len: u32,
         /// Groups of channels.
         groups: u32,
@@ -455,15 +500,17 @@ impl Channels {
         if from == to {
             return Ok(());
         }
+        lowering.size(self.elements().max(result.elements()))?;
+        let invocations = result.rows * result.a * result.groups * result.b.div_ceil(4);
         let params = PadParams {
-            len: lowering.size(result.elements())?,
+            len: lowering.size(invocations)?,
             groups: lowering.size(self.groups)?,
             from_a: lowering.size(self.a)?,
             from_b: lowering.size(self.b)?,
             to_a: lowering.size(result.a)?,
             to_b: lowering.size(result.b)?,
         };
-        let grid = lowering.fold(result.elements().div_ceil(256))?;
+        let grid = lowering.fold(invocations.div_ceil(256))?;
         lowering.dispatch(&PAD, &[("WORKGROUP", 256.0)], &params, &[from, to], grid)
     }
 }

@@ -8,7 +8,6 @@ mod test;
 use clap::{Args, Subcommand};
 use epl_runtime::case::OpEntry;
 use epl_runtime::check::select;
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Context, Verdict};
 use crate::{Error, Result, head};
@@ -72,13 +71,4 @@ pub fn all_ops() -> Vec<OpEntry> {
     let mut ops = [epl_runtime::ops::REGISTRY, head::REGISTRY].concat();
     ops.sort_by_key(|entry| entry.name);
     ops
-}
-
-/// A bar on standard error that goes away when it is done and is not shown where that is no terminal.
-fn progress(length: usize) -> ProgressBar {
-    let bar = ProgressBar::new(length as u64);
-    match ProgressStyle::with_template("{wide_bar} {pos}/{len} {msg}") {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
 }

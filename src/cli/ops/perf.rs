@@ -6,9 +6,9 @@ use clap::Args;
 use epl_runtime::check::run_speed;
 use serde::Serialize;
 
-use super::{Names, progress};
+use super::Names;
 use crate::Result;
-use crate::cli::output::{Align, Table};
+use crate::cli::output::{Align, Table, progress};
 use crate::cli::{Context, Verdict};
 
 const EXAMPLES: &str = "\

@@ -9,9 +9,9 @@ use epl_runtime::check::{Deviation, check_kernel, run_case, run_gradient};
 use epl_runtime::{Device, DeviceOptions};
 use serde::Serialize;
 
-use super::{Names, progress};
+use super::Names;
 use crate::Result;
-use crate::cli::output::{Align, Table};
+use crate::cli::output::{Align, Table, progress};
 use crate::cli::{Context, Verdict};
 
 const TEST_EXAMPLES: &str = "\
