@@ -50,11 +50,8 @@ static GRAD_INPUT: Kernel = Kernel {
 pub const INPUT_ENTRY: OpEntry =
     OpEntry { name: "batch_norm_grad_input", cases: input_cases, kernels: &[&GRAD_INPUT] };
 /// The registry's entry for [`BatchNormGradWeight`].
-pub const WEIGHT_ENTRY: OpEntry = OpEntry {
-    name: "batch_norm_grad_weight",
-    cases: weight_cases,
-    kernels: &[&GRAD_WEIGHT, &sum_rows::KERNEL],
-};
+pub const WEIGHT_ENTRY: OpEntry =
+    OpEntry { name: "batch_norm_grad_weight", cases, kernels: &[&GRAD_WEIGHT, &sum_rows::KERNEL] };
 
 /// The op `batch_norm_grad_weight`: `x, mean, inv_std, dy -> dweight, dbias`; `x` and `dy` `[..., C]`, the others `[C]`.
 #[derive(Debug, Clone, Copy)]
@@ -214,7 +211,7 @@ fn weight_inputs(shape: &[usize], mean: f32) -> Vec<Input> {
     ]
 }
 
-fn weight_cases() -> Vec<Case> {
+fn cases() -> Vec<Case> {
     // Sums of random signs nearly cancel: the error is relative to the terms, not to the sum.
     let case = |label: &str, shape: &[usize], mean: f32| {
         Case::new(label, BatchNormGradWeight, weight_inputs(shape, mean)).relative(1e-4)
