@@ -22,6 +22,75 @@ impl Default for Tolerance {
     }
 }
 
+/// An input of a case: a description that is only turned into numbers where they are needed, so that listing the
+/// cases (those for measuring speed are large) costs nothing.
+#[derive(Clone, Debug)]
+pub struct Input {
+    desc: TensorDesc,
+    fill: Fill,
+    shift: f32,
+}
+
+#[derive(Clone, Debug)]
+enum Fill {
+    Values(HostTensor),
+    Constant(f32),
+    Uniform { low: f32, high: f32, seed: u64 },
+    Normal { deviation: f32, seed: u64 },
+    Integers { limit: u32, seed: u64 },
+}
+
+impl Input {
+    /// Shape and element type.
+    pub fn desc(&self) -> &TensorDesc {
+        &self.desc
+    }
+
+    /// The same values with `by` added to each float.
+    pub fn shifted(mut self, by: f32) -> Self {
+        self.shift += by;
+        self
+    }
+
+    /// The numbers, the same each time.
+    pub fn tensor(&self) -> HostTensor {
+        let count = self.desc.shape.elements();
+        let state = |seed: u64, salt: u64| seed.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ salt;
+        let floats = |mut draw: Box<dyn FnMut() -> f32>| {
+            HostTensor::from_f32(self.desc.shape.clone(), (0..count).map(|_| draw() + self.shift).collect())
+        };
+        let made = match self.fill {
+            Fill::Values(ref tensor) => return tensor.clone(),
+            Fill::Constant(value) => floats(Box::new(move || value)),
+            Fill::Uniform { low, high, seed } => {
+                let mut state = state(seed, 0x5851_f42d);
+                floats(Box::new(move || low + (high - low) * unit(&mut state) as f32))
+            }
+            Fill::Normal { deviation, seed } => {
+                let mut state = state(seed, 0x1405_7b7e);
+                floats(Box::new(move || {
+                    let radius = (-2.0 * (1.0 - unit(&mut state)).ln()).sqrt();
+                    let angle = std::f64::consts::TAU * unit(&mut state);
+                    deviation * (radius * angle.cos()) as f32
+                }))
+            }
+            Fill::Integers { limit, seed } => {
+                let mut state = state(seed, 0x0bad_cafe);
+                let draw = |_| (split_mix(&mut state) % u64::from(limit.max(1))) as u32;
+                HostTensor::from_u32(self.desc.shape.clone(), (0..count).map(draw).collect())
+            }
+        };
+        // As many values were made as the shape has elements, so that nothing is left to go wrong.
+        made.unwrap_or_else(|_| HostTensor::zeros(&self.desc))
+    }
+}
+
+impl From<HostTensor> for Input {
+    fn from(tensor: HostTensor) -> Self {
+        Self { desc: tensor.desc(), fill: Fill::Values(tensor), shift: 0.0 }
+    }
+}
+
 /// Concrete inputs for an op.
 #[derive(Clone, Debug)]
 pub struct Case {
@@ -30,7 +99,7 @@ pub struct Case {
     /// The op.
     pub op: Arc<dyn Op>,
     /// Its inputs.
-    pub inputs: Vec<HostTensor>,
+    pub inputs: Vec<Input>,
     /// How exact the kernel must be.
     pub tolerance: Tolerance,
     /// Inputs whose gradient is compared with finite differences; empty where the op has no gradient or where the
@@ -46,7 +115,7 @@ pub struct Case {
 
 impl Case {
     /// A case with the default tolerance and no gradient check.
-    pub fn new(label: impl Into<String>, op: impl Op, inputs: Vec<HostTensor>) -> Self {
+    pub fn new(label: impl Into<String>, op: impl Op, inputs: Vec<Input>) -> Self {
         Self {
             label: label.into(),
             op: Arc::new(op),
@@ -110,62 +179,42 @@ fn unit(state: &mut u64) -> f64 {
 }
 
 /// Uniform values in `low..high`, the same for the same seed.
-pub fn uniform(shape: impl Into<Shape>, low: f32, high: f32, seed: u64) -> HostTensor {
-    let shape = shape.into();
-    let mut state = seed.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ 0x5851_f42d;
-    let values = (0..shape.elements()).map(|_| low + (high - low) * unit(&mut state) as f32).collect();
-    host_f32(shape, values)
+pub fn uniform(shape: impl Into<Shape>, low: f32, high: f32, seed: u64) -> Input {
+    Input { desc: TensorDesc::f32(shape), fill: Fill::Uniform { low, high, seed }, shift: 0.0 }
 }
 
 /// Normal values with the given standard deviation (Box-Muller), the same for the same seed.
-pub fn normal(shape: impl Into<Shape>, deviation: f32, seed: u64) -> HostTensor {
-    let shape = shape.into();
-    let mut state = seed.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ 0x1405_7b7e;
-    let values = (0..shape.elements())
-        .map(|_| {
-            let radius = (-2.0 * (1.0 - unit(&mut state)).ln()).sqrt();
-            let angle = std::f64::consts::TAU * unit(&mut state);
-            deviation * (radius * angle.cos()) as f32
-        })
-        .collect();
-    host_f32(shape, values)
+pub fn normal(shape: impl Into<Shape>, deviation: f32, seed: u64) -> Input {
+    Input { desc: TensorDesc::f32(shape), fill: Fill::Normal { deviation, seed }, shift: 0.0 }
 }
 
 /// Integers in `0..limit`, the same for the same seed.
-pub fn integers(shape: impl Into<Shape>, limit: u32, seed: u64) -> HostTensor {
-    let shape = shape.into();
-    let mut state = seed.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ 0x0bad_cafe;
-    let values =
-        (0..shape.elements()).map(|_| (split_mix(&mut state) % u64::from(limit.max(1))) as u32).collect();
-    host_u32(shape, values)
+pub fn integers(shape: impl Into<Shape>, limit: u32, seed: u64) -> Input {
+    Input { desc: TensorDesc::u32(shape), fill: Fill::Integers { limit, seed }, shift: 0.0 }
 }
 
 /// All elements `value`.
-pub fn constant(shape: impl Into<Shape>, value: f32) -> HostTensor {
-    let shape = shape.into();
-    let values = vec![value; shape.elements()];
-    host_f32(shape, values)
+pub fn constant(shape: impl Into<Shape>, value: f32) -> Input {
+    Input { desc: TensorDesc::f32(shape), fill: Fill::Constant(value), shift: 0.0 }
 }
 
 /// The given floats as a one-dimensional tensor.
-pub fn floats(values: &[f32]) -> HostTensor {
-    host_f32(Shape::from([values.len()]), values.to_vec())
+pub fn floats(values: &[f32]) -> Input {
+    matrix([values.len()], values)
+}
+
+/// The given floats as a tensor of `shape`, which must have as many elements.
+pub fn matrix(shape: impl Into<Shape>, values: &[f32]) -> Input {
+    let shape = shape.into();
+    debug_assert_eq!(shape.elements(), values.len(), "values for a tensor of shape {shape}");
+    let zeros = HostTensor::zeros(&TensorDesc::f32(shape.clone()));
+    HostTensor::from_f32(shape, values.to_vec()).unwrap_or(zeros).into()
 }
 
 /// The given integers as a one-dimensional tensor.
-pub fn words(values: &[u32]) -> HostTensor {
-    host_u32(Shape::from([values.len()]), values.to_vec())
-}
-
-// The two below are only called with as many values as the shape has elements.
-fn host_f32(shape: Shape, values: Vec<f32>) -> HostTensor {
-    let zeros = TensorDesc::f32(shape.clone());
-    HostTensor::from_f32(shape, values).unwrap_or_else(|_| HostTensor::zeros(&zeros))
-}
-
-fn host_u32(shape: Shape, values: Vec<u32>) -> HostTensor {
-    let zeros = TensorDesc::u32(shape.clone());
-    HostTensor::from_u32(shape, values).unwrap_or_else(|_| HostTensor::zeros(&zeros))
+pub fn words(values: &[u32]) -> Input {
+    let zeros = HostTensor::zeros(&TensorDesc::u32([values.len()]));
+    HostTensor::from_u32([values.len()], values.to_vec()).unwrap_or(zeros).into()
 }
 
 /// An op as the registry knows it.

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::case::{Case, OpEntry, Tolerance, normal};
+use crate::case::{Case, Input, OpEntry, Tolerance, normal};
 use crate::device::Device;
 use crate::graph::Graph;
 use crate::host::{Array, HostTensor};
@@ -98,7 +98,7 @@ fn record(case: &Case) -> Result<Recorded> {
         .inputs
         .iter()
         .enumerate()
-        .map(|(index, value)| graph.persistent(&format!("input {index}"), value.desc(), "case"))
+        .map(|(index, value)| graph.persistent(&format!("input {index}"), value.desc().clone(), "case"))
         .collect::<Result<_>>()?;
     let outputs = graph.push(case.op.clone(), &inputs)?;
     for &id in &outputs {
@@ -114,13 +114,14 @@ pub fn run_case(device: &Arc<Device>, case: &Case) -> Result<Deviation> {
     let store = Store::new(device);
     let options = SessionOptions { poison: true, in_flight: 1, ..SessionOptions::default() };
     let mut session = Session::new(&recorded.graph, &store, options)?;
-    for (index, value) in case.inputs.iter().enumerate() {
+    let values: Vec<HostTensor> = case.inputs.iter().map(Input::tensor).collect();
+    for (index, value) in values.iter().enumerate() {
         store.write(&format!("input {index}"), value)?;
     }
     session.step()?;
     device.finish()?;
 
-    let arrays: Vec<Array> = case.inputs.iter().map(Array::from).collect();
+    let arrays: Vec<Array> = values.iter().map(Array::from).collect();
     let wants = case.op.reference(&arrays);
     let updates = case.op.updates();
     let updated = updates.iter().filter_map(|&index| recorded.inputs.get(index).copied());
@@ -158,7 +159,7 @@ pub fn run_case(device: &Arc<Device>, case: &Case) -> Result<Deviation> {
         consider(compare(&name, &got.data, &want.data, case.tolerance));
     }
     // What the op only reads must still be there.
-    for (index, (&id, value)) in recorded.inputs.iter().zip(&case.inputs).enumerate() {
+    for (index, (&id, value)) in recorded.inputs.iter().zip(&values).enumerate() {
         if !updates.contains(&index) && session.read(id)?.bytes() != value.bytes() {
             return Err(Error::gpu(format!("{} changed its input {index}", case.op.name())));
         }
@@ -175,7 +176,7 @@ pub fn run_gradient(case: &Case) -> Result<Option<Deviation>> {
     let Recorded { mut graph, inputs, outputs } = record(case)?;
     let Some(&output) = outputs.first() else { return Ok(None) };
     let desc = graph.desc(output).clone();
-    let upstream_value = normal(desc.shape.clone(), 1.0, 0xd1ff);
+    let upstream_value = normal(desc.shape.clone(), 1.0, 0xd1ff).tensor();
     let upstream = graph.persistent("upstream", desc, "case")?;
     let mut arriving = vec![None; outputs.len()];
     if let Some(first) = arriving.first_mut() {
@@ -194,8 +195,9 @@ pub fn run_gradient(case: &Case) -> Result<Option<Deviation>> {
     let gradients = gradient.result;
 
     let mut values = Values::new();
-    for (&id, value) in inputs.iter().zip(&case.inputs) {
-        values.set(&graph, id, Array::from(value))?;
+    let arrays: Vec<Array> = case.inputs.iter().map(|input| Array::from(&input.tensor())).collect();
+    for (&id, value) in inputs.iter().zip(&arrays) {
+        values.set(&graph, id, value.clone())?;
     }
     values.set(&graph, upstream, Array::from(&upstream_value))?;
     let upstream_array = Array::from(&upstream_value);
@@ -217,7 +219,7 @@ pub fn run_gradient(case: &Case) -> Result<Option<Deviation>> {
             ));
         };
         let got = values.get(&graph, gradient)?;
-        let mut arrays: Vec<Array> = case.inputs.iter().map(Array::from).collect();
+        let mut arrays = arrays.clone();
         let count = graph.desc(id).shape.elements();
         let mut want = Vec::with_capacity(count);
         for element in 0..count {
@@ -257,8 +259,8 @@ pub fn run_speed(device: &Arc<Device>, case: &Case, repeats: usize) -> Result<Sp
     let recorded = record(case)?;
     let store = Store::new(device);
     let session = Session::new(&recorded.graph, &store, SessionOptions::default())?;
-    for (index, value) in case.inputs.iter().enumerate() {
-        store.write(&format!("input {index}"), value)?;
+    for (index, input) in case.inputs.iter().enumerate() {
+        store.write(&format!("input {index}"), &input.tensor())?;
     }
     node_seconds(&session, 2)?;
     let (mut samples, mut gpu_clock) = (Vec::with_capacity(repeats), false);
@@ -268,7 +270,7 @@ pub fn run_speed(device: &Arc<Device>, case: &Case, repeats: usize) -> Result<Sp
         samples.push(timings.seconds.iter().sum::<f64>());
     }
     samples.sort_by(f64::total_cmp);
-    let inputs: Vec<_> = case.inputs.iter().map(HostTensor::desc).collect();
+    let inputs: Vec<_> = case.inputs.iter().map(|input| input.desc().clone()).collect();
     let outputs = recorded.graph.descs(&recorded.outputs);
     let seconds = samples.get(samples.len() / 2).copied().unwrap_or(f64::NAN);
     Ok(Speed { seconds, cost: case.op.cost(&inputs, &outputs), gpu_clock })

@@ -3,9 +3,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use epl_runtime::case::OpEntry;
+use epl_runtime::case::{Case, OpEntry, uniform};
 use epl_runtime::check::{check_kernel, run_case, run_gradient, select};
 use epl_runtime::ops::REGISTRY;
+use epl_runtime::ops::batch_norm_eval::BatchNormEval;
 use epl_runtime::{Device, DeviceOptions};
 
 fn chosen() -> Vec<&'static OpEntry> {
@@ -76,4 +77,15 @@ fn gradients_match_finite_differences() {
         }
     }
     assert!(failures.is_empty(), "{} cases failed:\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn a_gradient_that_does_not_exist_is_named() {
+    let mut inputs = vec![uniform([4, 3], -1.0, 1.0, 1)];
+    inputs.extend((2..6).map(|seed| uniform([3], 0.5, 1.5, seed)));
+    for (input, name) in [(1, "weight"), (3, "mean"), (4, "var")] {
+        let case = Case::new("constant", BatchNormEval { eps: 1e-5 }, inputs.clone()).differentiate(&[input]);
+        let error = run_gradient(&case).unwrap_err().to_string();
+        assert!(error.ends_with(name), "{error}");
+    }
 }

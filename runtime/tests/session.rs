@@ -9,14 +9,18 @@ use epl_runtime::case::{Tolerance, normal};
 use epl_runtime::inspect::{find_divergence, profile};
 use epl_runtime::interpret::{Values, interpret};
 use epl_runtime::op::{Cost, Lowering, Op, push_one};
-use epl_runtime::ops::{add, prelu, reshape, sum_rows};
+use epl_runtime::ops::{add, prelu, reshape, sum_all};
 use epl_runtime::{
-    Array, Caps, Device, DeviceOptions, Graph, Plan, PlanOptions, Record, Result, Session, SessionOptions,
-    Store, TensorDesc, TensorId,
+    Array, Caps, Device, DeviceOptions, Graph, HostTensor, Plan, PlanOptions, Record, Result, Session,
+    SessionOptions, Shape, Store, TensorDesc, TensorId,
 };
 
 fn device() -> Arc<Device> {
     Device::open(&DeviceOptions::default()).unwrap()
+}
+
+fn drawn(shape: impl Into<Shape>, deviation: f32, seed: u64) -> HostTensor {
+    normal(shape, deviation, seed).tensor()
 }
 
 struct Chain {
@@ -39,16 +43,15 @@ fn chain(length: usize) -> Chain {
         let z = prelu::prelu(&mut graph, y, slope).unwrap();
         y = add::add(&mut graph, z, y).unwrap();
     }
-    let columns = sum_rows::sum_rows(&mut graph, y, 0.25).unwrap();
-    let column = reshape::reshape(&mut graph, columns, [5, 1]).unwrap();
-    let loss = sum_rows::sum_rows(&mut graph, column, 1.0).unwrap();
+    let flat = reshape::reshape(&mut graph, y, [30]).unwrap();
+    let loss = sum_all::sum_all(&mut graph, flat, 0.25).unwrap();
     graph.fetch(loss);
     Chain { graph, x, slopes, loss }
 }
 
 fn write_slopes(store: &Store, length: usize) {
     for index in 0..length {
-        store.write(&format!("slope {index}"), &normal([5], 0.3, index as u64 + 10)).unwrap();
+        store.write(&format!("slope {index}"), &drawn([5], 0.3, index as u64 + 10)).unwrap();
     }
 }
 
@@ -61,7 +64,7 @@ fn gradients_of_a_graph_equal_finite_differences_of_the_graph() {
     let run = |overrides: Option<(usize, usize, f64)>| {
         let mut values = Values::new();
         for (index, &id) in wrt.iter().enumerate() {
-            let mut value = Array::from(&normal(graph.desc(id).shape.clone(), 1.0, index as u64));
+            let mut value = Array::from(&drawn(graph.desc(id).shape.clone(), 1.0, index as u64));
             if let Some((_, element, step)) = overrides.filter(|(tensor, ..)| *tensor == index) {
                 value.data[element] += step;
             }
@@ -93,12 +96,12 @@ fn a_planned_session_computes_what_the_references_compute() {
         let options = SessionOptions { plan, poison: true, ..SessionOptions::default() };
         let mut session = Session::new(&graph, &store, options).unwrap();
         write_slopes(&store, 4);
-        let input = normal([6, 5], 1.0, 1);
+        let input = drawn([6, 5], 1.0, 1);
         let got = session.run(&[(x, &input)]).unwrap();
         let mut values = Values::new();
         values.set(&graph, x, Array::from(&input)).unwrap();
         for (index, &slope) in slopes.iter().enumerate() {
-            values.set(&graph, slope, Array::from(&normal([5], 0.3, index as u64 + 10))).unwrap();
+            values.set(&graph, slope, Array::from(&drawn([5], 0.3, index as u64 + 10))).unwrap();
         }
         interpret(&graph, &mut values).unwrap();
         for (&id, got) in graph.fetched().iter().zip(&got) {
@@ -141,7 +144,7 @@ fn a_step_allocates_nothing_and_waits_for_nothing() {
     let store = Store::new(&device);
     let mut session = Session::new(&graph, &store, SessionOptions::default()).unwrap();
     write_slopes(&store, 4);
-    let input = normal([6, 5], 1.0, 1);
+    let input = drawn([6, 5], 1.0, 1);
     // The first round fills the ring of staging buffers.
     for _ in 0..4 {
         session.write(x, input.bytes()).unwrap();
@@ -174,7 +177,7 @@ fn results_arrive_in_order_with_the_step_that_made_them() {
     write_slopes(&store, 1);
     let mut results = Vec::new();
     for step in 0..10u64 {
-        let input = normal([6, 5], (step + 1) as f32, 1);
+        let input = drawn([6, 5], (step + 1) as f32, 1);
         session.write(x, input.bytes()).unwrap();
         assert_eq!(session.step().unwrap(), step);
         results.extend(session.finished().unwrap());
@@ -268,8 +271,8 @@ fn the_first_op_that_diverges_is_found() {
         graph.keep(z);
         let store = Store::new(&device());
         let mut session = Session::new(&graph, &store, SessionOptions::default()).unwrap();
-        store.write("slope", &normal([5], 0.3, 2)).unwrap();
-        session.write(x, normal([6, 5], 1.0, 3).bytes()).unwrap();
+        store.write("slope", &drawn([5], 0.3, 2)).unwrap();
+        session.write(x, drawn([6, 5], 1.0, 3).bytes()).unwrap();
         let found = find_divergence(&mut session, Tolerance::default()).unwrap();
         if broken {
             let found = found.expect("the wrong reference is noticed");
@@ -285,7 +288,7 @@ fn every_op_is_timed() {
     let Chain { graph, x, .. } = chain(3);
     let store = Store::new(&device());
     let mut session = Session::new(&graph, &store, SessionOptions::default()).unwrap();
-    session.run(&[(x, &normal([6, 5], 1.0, 1))]).unwrap();
+    session.run(&[(x, &drawn([6, 5], 1.0, 1))]).unwrap();
     let timings = profile(&session, 3).unwrap();
     assert_eq!(timings.len(), session.plan().steps.len());
     assert!(timings.iter().filter(|t| t.op == "prelu").all(|t| t.seconds > 0.0), "{timings:?}");
@@ -301,7 +304,7 @@ fn the_same_inputs_give_the_same_bits() {
         let store = Store::new(&device());
         let mut session = Session::new(&graph, &store, SessionOptions::default()).unwrap();
         write_slopes(&store, 5);
-        let values = session.run(&[(x, &normal([6, 5], 1.0, 1))]).unwrap();
+        let values = session.run(&[(x, &drawn([6, 5], 1.0, 1))]).unwrap();
         values.iter().flat_map(|value| value.bytes().to_vec()).collect::<Vec<u8>>()
     };
     assert_eq!(bits(), bits());

@@ -8,8 +8,8 @@
 //! `Q` is `[C, D]`, `x` `[B, D]`, labels `[B]`. Several samples of a class: [`Duplicates`]. A sample whose label is no
 //! class changes nothing.
 
-use epl_runtime::case::{Case, OpEntry, constant, integers, normal, words};
-use epl_runtime::host::{Array, HostTensor};
+use epl_runtime::case::{Case, Input, OpEntry, constant, integers, matrix, normal, words};
+use epl_runtime::host::Array;
 use epl_runtime::kernel::{Kernel, ParamBlock, read, write};
 use epl_runtime::op::{Cost, Lowering, Op, Operand, Record, TensorId, push_many};
 use epl_runtime::{DType, Error, Result, TensorDesc};
@@ -164,21 +164,16 @@ impl Op for UpdatePrototypes {
 }
 
 /// Rows of unit length, as the op is given.
-fn unit_rows(rows: usize, dim: usize, seed: u64) -> HostTensor {
-    let mut tensor = normal([rows, dim], 1.0, seed);
-    if let Ok(values) = tensor.as_f32() {
-        let scaled = values
-            .chunks(dim)
-            .flat_map(|row| {
-                let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt();
-                row.iter().map(move |v| v / norm)
-            })
-            .collect();
-        if let Ok(unit) = HostTensor::from_f32([rows, dim], scaled) {
-            tensor = unit;
-        }
-    }
-    tensor
+fn unit_rows(rows: usize, dim: usize, seed: u64) -> Input {
+    let tensor = normal([rows, dim], 1.0, seed).tensor();
+    let values = tensor.as_f32().unwrap_or_default().chunks(dim);
+    let scaled: Vec<f32> = values
+        .flat_map(|row| {
+            let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt();
+            row.iter().map(move |v| v / norm)
+        })
+        .collect();
+    matrix([rows, dim], &scaled)
 }
 
 fn cases() -> Vec<Case> {

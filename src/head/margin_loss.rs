@@ -7,7 +7,7 @@
 //!
 //! A row whose label is no class, or with no class besides its own, has loss 0 and gradient 0.
 
-use epl_runtime::case::{Case, OpEntry, constant, floats, integers, uniform, words};
+use epl_runtime::case::{Case, Input, OpEntry, constant, floats, integers, matrix, uniform, words};
 use epl_runtime::host::Array;
 use epl_runtime::kernel::{Kernel, ParamBlock, read, write};
 use epl_runtime::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_many, push_one};
@@ -347,12 +347,12 @@ fn cases() -> Vec<Case> {
         Case::new(
             "cosines of one and beyond",
             op(exact, 64.0, 0.0),
-            vec![matrix(3, &[1.0, -1.0, 1.0, -1.0, 1.0, 1.0, 1.000_000_2, 1.0, 0.5]), words(&[0, 0, 0])],
+            vec![rows_of(3, &[1.0, -1.0, 1.0, -1.0, 1.0, 1.0, 1.000_000_2, 1.0, 0.5]), words(&[0, 0, 0])],
         ),
         Case::new(
             "learned rows, whose loss is far below one unit in the last place of 1",
             op(SUBTRACT, 64.0, 0.0),
-            vec![matrix(3, &[1.0, 0.1, 0.2, -0.3, 0.9, -0.2]), words(&[0, 1])],
+            vec![rows_of(3, &[1.0, 0.1, 0.2, -0.3, 0.9, -0.2]), words(&[0, 1])],
         )
         // The loss is e^-v with v about 30, and v has 24 bits: e^-v is no better than 30 * 2^-24 relative.
         .relative(3e-5),
@@ -363,9 +363,8 @@ fn cases() -> Vec<Case> {
 }
 
 /// A matrix of `columns` columns.
-fn matrix(columns: usize, values: &[f32]) -> epl_runtime::HostTensor {
-    let rows = values.len() / columns;
-    epl_runtime::HostTensor::from_f32([rows, columns], values.to_vec()).unwrap_or_else(|_| floats(values))
+fn rows_of(columns: usize, values: &[f32]) -> Input {
+    matrix([values.len() / columns, columns], values)
 }
 
 fn grad_cases() -> Vec<Case> {
@@ -401,7 +400,7 @@ fn grad_cases() -> Vec<Case> {
             "cosines of one and beyond",
             op(exact, 64.0, 0.0),
             vec![
-                matrix(2, &[1.0 - f32::EPSILON, 0.5, 1.0, 0.5, -1.000_000_2, 0.5]),
+                rows_of(2, &[1.0 - f32::EPSILON, 0.5, 1.0, 0.5, -1.000_000_2, 0.5]),
                 words(&[0, 0, 0]),
                 floats(&[0.5; 3]),
                 floats(&[0.0; 3]),

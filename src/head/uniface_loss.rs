@@ -7,7 +7,7 @@
 //!
 //! A row whose label is no class has loss 0 and gradient 0.
 
-use epl_runtime::case::{Case, OpEntry, constant, floats, integers, uniform, words};
+use epl_runtime::case::{Case, Input, OpEntry, constant, floats, integers, uniform, words};
 use epl_runtime::host::Array;
 use epl_runtime::kernel::{Kernel, ParamBlock, read, write};
 use epl_runtime::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_many, push_one};
@@ -244,7 +244,7 @@ const PLAIN: UniFaceLoss = UniFaceLoss { margin: 0.4, scale: 64.0, k: 0.0 };
 const ADAPTIVE: UniFaceLoss = UniFaceLoss { k: 0.7, ..PLAIN };
 const SMALL_SCALE: UniFaceLoss = UniFaceLoss { scale: 4.0, ..PLAIN };
 
-fn inputs(rows: usize, classes: usize, bias: f32) -> Vec<epl_runtime::HostTensor> {
+fn inputs(rows: usize, classes: usize, bias: f32) -> Vec<Input> {
     vec![uniform([rows, classes], -0.99, 0.99, 1), integers([rows], classes as u32, 2), constant([1], bias)]
 }
 
@@ -269,8 +269,8 @@ fn cases() -> Vec<Case> {
 }
 
 fn grad_cases() -> Vec<Case> {
-    let case = |label: &str, op: UniFaceLoss, mut operands: Vec<epl_runtime::HostTensor>| {
-        let rows = operands.first().map_or(1, |cosines| cosines.shape().dim(0));
+    let case = |label: &str, op: UniFaceLoss, mut operands: Vec<Input>| {
+        let rows = operands.first().map_or(1, |cosines| cosines.desc().shape.dim(0));
         operands.push(uniform([rows], 0.5, 2.0, 5));
         Case::new(label, UniFaceLossGrad(op), operands)
     };

@@ -193,6 +193,9 @@ impl Trainer {
             }
             self.session_for(epoch)?;
             let started = Instant::now();
+            // The time between epochs goes to evaluation, and is no throughput.
+            progress.logged_at = started;
+            progress.logged_images = 0;
             progress.sums = EpochSums::default();
             let mut batches = loader.epoch(epoch, 0)?;
             while progress.submitted < total {
@@ -270,7 +273,7 @@ impl Trainer {
             progress.sums.add(&result);
             progress.logged_images += self.config.train.batch_size;
             let now = Instant::now();
-            let seconds = now.duration_since(progress.logged_at.unwrap_or(progress.began)).as_secs_f64();
+            let seconds = now.duration_since(progress.logged_at).as_secs_f64();
             let point = StepPoint {
                 step: flight.step + 1,
                 epoch: flight.epoch,
@@ -282,7 +285,7 @@ impl Trainer {
             observer.step(&point);
             if point.step.is_multiple_of(self.config.train.log_every.max(1)) {
                 folder.metrics.append(&Record::Step(point))?;
-                progress.logged_at = Some(now);
+                progress.logged_at = now;
                 progress.logged_images = 0;
             }
         }
@@ -336,8 +339,7 @@ struct Progress {
     submitted: u64,
     flights: VecDeque<InFlight>,
     sums: EpochSums,
-    began: Instant,
-    logged_at: Option<Instant>,
+    logged_at: Instant,
     logged_images: usize,
 }
 
@@ -347,8 +349,7 @@ impl Default for Progress {
             submitted: 0,
             flights: VecDeque::new(),
             sums: EpochSums::default(),
-            began: Instant::now(),
-            logged_at: None,
+            logged_at: Instant::now(),
             logged_images: 0,
         }
     }

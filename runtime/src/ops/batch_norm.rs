@@ -9,8 +9,8 @@
 //! however far the mean is from 0. What remains is the rounding of the mean itself to f32.
 //! The gradient is in [`batch_norm_grad`](super::batch_norm_grad), evaluation with running statistics in [`batch_norm_eval`](super::batch_norm_eval).
 
-use crate::case::{Case, OpEntry, constant, normal, uniform};
-use crate::host::{Array, HostTensor};
+use crate::case::{Case, Input, OpEntry, constant, normal, uniform};
+use crate::host::Array;
 use crate::kernel::{Kernel, ParamBlock, read, write};
 use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_many, push_one};
 use crate::ops::batch_norm_grad::{BatchNormGradInput, BatchNormGradWeight};
@@ -292,15 +292,11 @@ impl Op for BatchNorm {
 }
 
 /// `x` with the given mean and deviation 1, then weight, bias and running statistics that are not the identity.
-pub(super) fn example(shape: &[usize], mean: f32) -> Vec<HostTensor> {
+pub(super) fn example(shape: &[usize], mean: f32) -> Vec<Input> {
     let shape = Shape::from(shape);
     let channels = shape.last();
-    let x = match normal(shape.clone(), 1.0, 1).as_f32() {
-        Ok(values) => HostTensor::from_f32(shape.clone(), values.iter().map(|v| v + mean).collect()).ok(),
-        Err(_) => None,
-    };
     vec![
-        x.unwrap_or_else(|| constant(shape, mean)),
+        normal(shape, 1.0, 1).shifted(mean),
         uniform([channels], 0.5, 1.5, 2),
         uniform([channels], -1.0, 1.0, 3),
         uniform([channels], -1.0, 1.0, 4),

@@ -4,8 +4,8 @@
 //! - `batch_norm_grad_weight`: `dweight = sum dy * h`, `dbias = sum dy`
 //! - `batch_norm_grad_input`: `dx = weight * inv_std * (dy - dbias / R - h * dweight / R)`
 
-use crate::case::{Case, OpEntry, normal, uniform};
-use crate::host::{Array, HostTensor};
+use crate::case::{Case, Input, OpEntry, normal, uniform};
+use crate::host::Array;
 use crate::kernel::{Kernel, ParamBlock, read, write};
 use crate::op::{Cost, Lowering, Op, Operand};
 use crate::ops::batch_norm::{RowsParams, TILE, check, example, walk};
@@ -50,11 +50,8 @@ static GRAD_INPUT: Kernel = Kernel {
 pub const INPUT_ENTRY: OpEntry =
     OpEntry { name: "batch_norm_grad_input", cases: input_cases, kernels: &[&GRAD_INPUT] };
 /// The registry's entry for [`BatchNormGradWeight`].
-pub const WEIGHT_ENTRY: OpEntry = OpEntry {
-    name: "batch_norm_grad_weight",
-    cases: weight_cases,
-    kernels: &[&GRAD_WEIGHT, &sum_rows::KERNEL],
-};
+pub const WEIGHT_ENTRY: OpEntry =
+    OpEntry { name: "batch_norm_grad_weight", cases, kernels: &[&GRAD_WEIGHT, &sum_rows::KERNEL] };
 
 /// The op `batch_norm_grad_weight`: `x, mean, inv_std, dy -> dweight, dbias`; `x` and `dy` `[..., C]`, the others `[C]`.
 #[derive(Debug, Clone, Copy)]
@@ -204,7 +201,7 @@ const SHAPES: [(&str, &[usize]); 5] = [
 ];
 const PERF: &[usize] = &[32, 28, 28, 128];
 
-fn weight_inputs(shape: &[usize], mean: f32) -> Vec<HostTensor> {
+fn weight_inputs(shape: &[usize], mean: f32) -> Vec<Input> {
     let channels = shape.last().copied().unwrap_or(1);
     vec![
         example(shape, mean).swap_remove(0),
@@ -214,7 +211,7 @@ fn weight_inputs(shape: &[usize], mean: f32) -> Vec<HostTensor> {
     ]
 }
 
-fn weight_cases() -> Vec<Case> {
+fn cases() -> Vec<Case> {
     // Sums of random signs nearly cancel: the error is relative to the terms, not to the sum.
     let case = |label: &str, shape: &[usize], mean: f32| {
         Case::new(label, BatchNormGradWeight, weight_inputs(shape, mean)).relative(1e-4)

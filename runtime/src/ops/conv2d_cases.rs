@@ -1,8 +1,7 @@
 //! The shapes on which `conv2d` and its two gradients are tried, the same for all three, each with every variant.
 
-use crate::HostTensor;
 use crate::Shape;
-use crate::case::{Case, normal};
+use crate::case::{Case, Input, normal};
 use crate::ops::conv2d::Conv2d;
 use crate::ops::convolution::{Geometry, Tile, Variant};
 
@@ -44,15 +43,15 @@ impl Setting {
         }
     }
 
-    pub fn x(&self) -> HostTensor {
+    pub fn x(&self) -> Input {
         normal(self.x, self.scale[0], 1)
     }
 
-    pub fn weight(&self) -> HostTensor {
+    pub fn weight(&self) -> Input {
         normal(self.weight, self.scale[1], 2)
     }
 
-    pub fn dy(&self) -> HostTensor {
+    pub fn dy(&self) -> Input {
         let geometry = Geometry::of(&self.conv, &Shape::from(self.x), &Shape::from(self.weight));
         normal(geometry.out_shape(), self.scale[2], 3)
     }
@@ -194,7 +193,7 @@ mod tests {
         for entry in entries {
             let mut reached = BTreeSet::new();
             for case in (entry.cases)().iter().filter(|case| !case.perf) {
-                let inputs: Vec<_> = case.inputs.iter().map(|input| input.desc()).collect();
+                let inputs: Vec<_> = case.inputs.iter().map(|input| input.desc().clone()).collect();
                 for caps in [CPU, Caps { cpu: false, ..CPU }, Caps::WEBGPU] {
                     reached.extend(kernels(&lower(&*case.op, &caps, &inputs)));
                 }
