@@ -54,7 +54,7 @@ fn main() -> anyhow::Result<()> {
 
     // 4. Run. Persistent tensors start at zero; the data is made from a known weight.
     let truth = [2.0f32, -1.0, 0.5];
-    let data = normal([SAMPLES, FEATURES], 1.0, 1);
+    let data = normal([SAMPLES, FEATURES], 1.0, 1).tensor();
     let rows = data.as_f32()?.chunks_exact(FEATURES);
     let targets: Vec<f32> = rows.map(|row| row.iter().zip(truth).map(|(x, w)| x * w).sum()).collect();
     for _ in 0..20 {

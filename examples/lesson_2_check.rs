@@ -23,8 +23,8 @@ fn main() -> anyhow::Result<()> {
     let loss = sum_all::sum_all(&mut graph, unit, 1.0)?;
     let gradient = backward(&mut graph, loss, &[weight])?[0];
     graph.fetch(gradient);
-    let (x_value, w_value, s_value) =
-        (normal([6, 5], 1.0, 1), normal([5, 4], 0.5, 2), uniform([4], 0.1, 0.4, 3));
+    let x_value = normal([6, 5], 1.0, 1).tensor();
+    let (w_value, s_value) = (normal([5, 4], 0.5, 2).tensor(), uniform([4], 0.1, 0.4, 3).tensor());
 
     // By its references: every op has one, in naive loops and f64, so a whole graph runs on the CPU.
     let run = |w: &Array| -> epl_runtime::Result<Values> {

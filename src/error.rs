@@ -65,7 +65,14 @@ impl Error {
     /// What the user can do about it, where that is known.
     pub fn hint(&self) -> Option<&str> {
         match self {
-            Self::Io { .. } => None,
+            Self::Io { source, .. } => match source.kind() {
+                std::io::ErrorKind::NotFound => {
+                    Some("check the path; relative ones start at the current folder")
+                }
+                std::io::ErrorKind::PermissionDenied => Some("check who may read and write there"),
+                std::io::ErrorKind::StorageFull => Some("free space on that disk"),
+                _ => None,
+            },
             Self::Data { hint, .. } | Self::Usage { hint, .. } => Some(hint),
             Self::Runtime(error) => error.hint(),
         }

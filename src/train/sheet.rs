@@ -1,5 +1,7 @@
 //! Sample faces with the classes whose prototypes are nearest, for the report.
 
+use std::collections::{HashMap, HashSet};
+
 use image::RgbImage;
 
 use crate::Result;
@@ -24,36 +26,62 @@ pub fn face_sheet(model: &Model, dataset: &dyn Dataset, count: usize) -> Result<
     let embeddings = embedder.embed(count, &load, true, &mut |_| {})?;
     let dimension = embedder.dimension();
     let weights = model.spec.parameters.read(&model.store, HEAD_WEIGHT)?;
-    let prototypes: Vec<Vec<f64>> = weights.chunks_exact(dimension).map(unit).collect();
+    let ranked: Vec<Vec<(usize, f64)>> = embeddings
+        .chunks_exact(dimension)
+        .map(|embedding| nearest(&unit(embedding), &weights, dimension))
+        .collect();
+    let exemplars = first_images(dataset, ranked.iter().flatten().map(|&(class, _)| class))?;
 
-    let mut exemplars = vec![None; prototypes.len()];
-    for index in 0..dataset.len() {
-        let label = dataset.label(index)? as usize;
-        if let Some(slot @ None) = exemplars.get_mut(label) {
-            *slot = Some(index);
-        }
-    }
     let mut rows = Vec::with_capacity(count);
-    for (&index, embedding) in chosen.iter().zip(embeddings.chunks_exact(dimension)) {
+    for (&index, ranked) in chosen.iter().zip(&ranked) {
         let label = dataset.label(index)? as usize;
-        let x = unit(embedding);
-        let cosine = |p: &Vec<f64>| -> f64 { p.iter().zip(&x).map(|(a, b)| a * b).sum() };
-        let mut ranked: Vec<(usize, f64)> = prototypes.iter().map(cosine).enumerate().collect();
-        ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
-        let mut nearest = Vec::with_capacity(NEAREST);
-        for &(class, cosine) in ranked.iter().take(NEAREST) {
-            let Some(Some(exemplar)) = exemplars.get(class) else { continue };
-            nearest.push(NearestPrototype {
-                exemplar: picture(dataset.load(*exemplar)?),
+        let mut row = Vec::with_capacity(NEAREST);
+        for &(class, cosine) in ranked {
+            let Some(&exemplar) = exemplars.get(&class) else { continue };
+            row.push(NearestPrototype {
+                exemplar: picture(dataset.load(exemplar)?),
                 name: format!("class {class}"),
                 cosine,
                 right: class == label,
             });
         }
         let name = format!("{} (class {label})", dataset.name(index));
-        rows.push(FaceRow { face: picture(dataset.load(index)?), name, nearest });
+        rows.push(FaceRow { face: picture(dataset.load(index)?), name, nearest: row });
     }
     Ok(rows)
+}
+
+/// The classes whose prototypes (rows of `weights`) have the largest cosine with the unit vector `x`, largest first.
+fn nearest(x: &[f64], weights: &[f32], dimension: usize) -> Vec<(usize, f64)> {
+    let mut best: Vec<(usize, f64)> = Vec::with_capacity(NEAREST + 1);
+    for (class, row) in weights.chunks_exact(dimension).enumerate() {
+        let (mut dot, mut square) = (0.0, 0.0);
+        for (&w, &x) in row.iter().zip(x) {
+            dot += f64::from(w) * x;
+            square += f64::from(w).powi(2);
+        }
+        let cosine = dot / square.sqrt().max(1e-12);
+        let place = best.partition_point(|&(_, other)| other >= cosine);
+        best.insert(place, (class, cosine));
+        best.truncate(NEAREST);
+    }
+    best
+}
+
+/// The first image of each of the wanted classes that has one.
+fn first_images(dataset: &dyn Dataset, wanted: impl Iterator<Item = usize>) -> Result<HashMap<usize, usize>> {
+    let mut missing: HashSet<usize> = wanted.collect();
+    let mut found = HashMap::new();
+    for index in 0..dataset.len() {
+        if missing.is_empty() {
+            break;
+        }
+        let label = dataset.label(index)? as usize;
+        if missing.remove(&label) {
+            found.insert(label, index);
+        }
+    }
+    Ok(found)
 }
 
 fn unit(vector: &[f32]) -> Vec<f64> {

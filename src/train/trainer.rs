@@ -32,6 +32,7 @@ pub struct Trainer {
     config: Config,
     device: Arc<Device>,
     dataset: Arc<dyn Dataset>,
+    loader: Loader,
     sets: Vec<PairSet>,
     model: Model,
     /// Whether the session below has the empirical branch.
@@ -102,13 +103,23 @@ impl Trainer {
         sets: Vec<PairSet>,
     ) -> Result<(Self, Vec<String>)> {
         config.validate()?;
+        let options = LoaderOptions {
+            batch_size: config.train.batch_size,
+            seed: config.train.seed,
+            shuffle: config.data.shuffle,
+            mirror: config.data.augment.contains(&Augment::Mirror),
+        };
+        let loader = Loader::new(dataset.clone(), options)?;
         let classes = dataset.num_classes();
         let model = Model::new(spec_of(&config, classes)?, device, config.train.seed)?;
         let left = match &config.model.init {
             Some(path) => model.load(&StateDict::read(path)?, &path.display().to_string())?,
             None => Vec::new(),
         };
-        let trainer = Self { config, device: device.clone(), dataset, sets, model, session: None };
+        let mut trainer =
+            Self { config, device: device.clone(), dataset, loader, sets, model, session: None };
+        // Whatever does not fit the adapter is found now, before anything is written.
+        trainer.session_for(1)?;
         Ok((trainer, left))
     }
 
@@ -166,14 +177,7 @@ impl Trainer {
 
     /// Trains to the end of the configuration, writing into `folder`.
     pub fn run(&mut self, folder: &mut RunFolder, observer: &mut dyn Observer) -> Result<Outcome> {
-        let options = LoaderOptions {
-            batch_size: self.config.train.batch_size,
-            seed: self.config.train.seed,
-            shuffle: self.config.data.shuffle,
-            mirror: self.config.data.augment.contains(&Augment::Mirror),
-        };
-        let loader = Loader::new(self.dataset.clone(), options)?;
-        let steps_per_epoch = loader.batches_per_epoch() as u64;
+        let steps_per_epoch = self.loader.batches_per_epoch() as u64;
         let schedule = LearningRate::new(&self.config.optim, &self.config.train);
         let total = schedule.total_steps(steps_per_epoch);
         observer.start(total, steps_per_epoch, &self.summary());
@@ -197,7 +201,7 @@ impl Trainer {
             progress.logged_at = started;
             progress.logged_images = 0;
             progress.sums = EpochSums::default();
-            let mut batches = loader.epoch(epoch, 0)?;
+            let mut batches = self.loader.epoch(epoch, 0)?;
             while progress.submitted < total {
                 let Some(batch) = batches.next() else { break };
                 let batch = batch?;
