@@ -15,7 +15,7 @@ use epl_runtime::caps::SubgroupSizes;
 use epl_runtime::case::{Case, OpEntry};
 use epl_runtime::kernel::Kernel;
 use epl_runtime::op::{Cost, Dispatch, Lowering, Op, Operand};
-use epl_runtime::{Array, Caps, HostTensor, Plan, PlanOptions, Result as RuntimeResult, TensorDesc};
+use epl_runtime::{Array, Caps, Plan, PlanOptions, Result as RuntimeResult, TensorDesc};
 use naga::back::{hlsl, msl, pipeline_constants::process_overrides, spv};
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy, Layouter};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -81,10 +81,10 @@ fn registry() -> impl Iterator<Item = &'static OpEntry> {
     epl_runtime::ops::REGISTRY.iter().chain(epl::head::REGISTRY)
 }
 
-/// The cases of both registries but those for speed, with their op's name. Made once: inputs take long to draw.
+/// The cases of both registries, those for speed included, with their op's name.
 fn cases() -> Vec<(&'static str, Case)> {
     let of = |entry: &'static OpEntry| (entry.cases)().into_iter().map(|case| (entry.name, case));
-    registry().flat_map(of).filter(|(_, case)| !case.perf).collect()
+    registry().flat_map(of).collect()
 }
 
 /// Every kernel of both registries, once.
@@ -357,7 +357,7 @@ fn case_variants(
 ) {
     for (op, case) in cases {
         let place = format!("{name}, {op}: {}", case.label);
-        let inputs: Vec<TensorDesc> = case.inputs.iter().map(HostTensor::desc).collect();
+        let inputs: Vec<TensorDesc> = case.inputs.iter().map(|input| input.desc().clone()).collect();
         let outputs = case.op.infer(&inputs).unwrap_or_else(|error| panic!("{place}: {error}"));
         match Lowering::run(case.op.as_ref(), caps, &inputs, &outputs) {
             Ok(lowered) => collect(&lowered.dispatches, caps, &place, variants, faults),
