@@ -38,11 +38,14 @@ pub fn node_seconds(session: &Session, repeats: usize) -> Result<NodeSeconds> {
     let repeats = repeats.max(1);
     let mut seconds = vec![0.0; nodes];
     // A query set holds 4096 timestamps (WebGPU).
-    let gpu_clock = session.device().has_timestamps() && nodes * 2 <= 4096;
+    let mut gpu_clock = session.device().has_timestamps() && nodes * 2 <= 4096;
     for _ in 0..repeats {
-        let once = if gpu_clock { by_timestamps(session)? } else { by_wall_clock(session)? };
-        // A clock that stands still (seen on macOS 26) is no clock.
-        let once = if gpu_clock && once.iter().all(|&s| s == 0.0) { by_wall_clock(session)? } else { once };
+        let mut once = if gpu_clock { by_timestamps(session)? } else { by_wall_clock(session)? };
+        if gpu_clock && once.iter().all(|&s| s == 0.0) {
+            // A clock that stands still (seen on macOS 26) is no clock.
+            gpu_clock = false;
+            once = by_wall_clock(session)?;
+        }
         for (sum, s) in seconds.iter_mut().zip(once) {
             *sum += s / repeats as f64;
         }

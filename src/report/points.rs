@@ -19,7 +19,7 @@ pub struct StepPoint {
     /// Throughput since the line before.
     #[serde(deserialize_with = "null_is_nan")]
     pub images_per_second: f64,
-    /// L2 norm of the backbone's gradient, before clipping; NaN where it was not measured.
+    /// L2 norm of the whole gradient, head included, before clipping; NaN where it was not measured.
     #[serde(deserialize_with = "null_is_nan")]
     pub grad_norm: f64,
 }

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use epl_runtime::{Caps, Plan, PlanOptions};
 use serde::Serialize;
 
-use crate::Result;
 use crate::config::Config;
 use crate::train::step::record_step;
 use crate::train::trainer::{spec_of, step_options};
+use crate::{Error, Result};
 
 /// The figures of `epl plan`, named as in its JSON.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -47,7 +47,21 @@ fn plan_batch(config: &Config, classes: usize, caps: &Caps, batch: usize) -> Res
 pub fn plan(config: &Config, classes: usize, caps: &Caps, memory: Option<u64>) -> Result<RunPlan> {
     config.validate()?;
     let batch = config.train.batch_size;
-    let (plan, flops, parameters) = plan_batch(config, classes, caps, batch)?;
+    let fits = |batch: usize| -> bool {
+        // A plan that fails for its limits does not fit; other failures are reported by the plan below.
+        plan_batch(config, classes, caps, batch)
+            .is_ok_and(|(plan, ..)| memory.is_none_or(|limit| plan.memory.total() <= limit))
+    };
+    let (plan, flops, parameters) = match plan_batch(config, classes, caps, batch) {
+        Err(Error::Runtime(epl_runtime::Error::Limit { what, .. })) => {
+            let hint = match largest(fits) {
+                0 => "no batch fits this adapter: use a narrower network or smaller images".to_string(),
+                most => format!("the largest batch that fits this adapter is {most}; set train.batch_size"),
+            };
+            return Err(Error::Runtime(epl_runtime::Error::Limit { what, hint }));
+        }
+        other => other?,
+    };
     let per_image = |smaller: &Plan, other: usize| {
         let (a, b) = (plan.memory.slots, smaller.memory.slots);
         a.saturating_sub(b) / (batch - other).max(1) as u64
@@ -57,11 +71,6 @@ pub fn plan(config: &Config, classes: usize, caps: &Caps, memory: Option<u64>) -
         per_image(&plan_batch(config, classes, caps, half)?.0, half)
     } else {
         plan.memory.slots / batch as u64
-    };
-    let fits = |batch: usize| -> bool {
-        // A plan that fails for its limits does not fit; other failures were reported by the first plan.
-        plan_batch(config, classes, caps, batch)
-            .is_ok_and(|(plan, ..)| memory.is_none_or(|limit| plan.memory.total() <= limit))
     };
     let persistent = |category: &str| plan.memory.persistent.get(category).copied().unwrap_or(0);
     let bytes = BTreeMap::from([
