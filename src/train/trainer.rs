@@ -93,6 +93,28 @@ pub fn step_options(config: &Config, empirical: bool) -> StepOptions {
     }
 }
 
+/// The batches of `dataset`, whose images must be of the network's input size: the loader makes sure that all of them
+/// are of one size, but does not know which.
+fn loader_of(config: &Config, dataset: &Arc<dyn Dataset>) -> Result<Loader> {
+    let options = LoaderOptions {
+        batch_size: config.train.batch_size,
+        seed: config.train.seed,
+        shuffle: config.data.shuffle,
+        mirror: config.data.augment.contains(&Augment::Mirror),
+    };
+    let loader = Loader::new(dataset.clone(), options)?;
+    let ([height, width], [input_height, input_width]) = (loader.image_size(), config.model.input);
+    if [height, width] != config.model.input {
+        return Err(Error::data(
+            dataset.name(0),
+            format!("{height} x {width} pixels"),
+            format!("{input_height} x {input_width}, the network's input"),
+            "set data.resize = true or model.input, or align the images to the network's input first",
+        ));
+    }
+    Ok(loader)
+}
+
 impl Trainer {
     /// Makes the model on `device`, from the seed or from the weights that the configuration names.
     /// Returns the trainer and the head tensors that those weights did not provide.
@@ -103,13 +125,7 @@ impl Trainer {
         sets: Vec<PairSet>,
     ) -> Result<(Self, Vec<String>)> {
         config.validate()?;
-        let options = LoaderOptions {
-            batch_size: config.train.batch_size,
-            seed: config.train.seed,
-            shuffle: config.data.shuffle,
-            mirror: config.data.augment.contains(&Augment::Mirror),
-        };
-        let loader = Loader::new(dataset.clone(), options)?;
+        let loader = loader_of(&config, &dataset)?;
         let classes = dataset.num_classes();
         let model = Model::new(spec_of(&config, classes)?, device, config.train.seed)?;
         let left = match &config.model.init {

@@ -1,0 +1,555 @@
+//! Every shader on every backend, without a GPU: naga's validator with the capabilities of plain WebGPU, its SPIR-V,
+//! HLSL and MSL writers, and WebGPU's limits, for each kernel with its default constants and with those that real
+//! cases and a real training step give it on different adapters.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use epl::config::Config;
+use epl::head::EplSettings;
+use epl::train::step::{StepOptions, record_step};
+use epl::train::trainer::{spec_of, step_options};
+use epl_runtime::caps::SubgroupSizes;
+use epl_runtime::case::{Case, OpEntry};
+use epl_runtime::kernel::Kernel;
+use epl_runtime::op::{Cost, Dispatch, Lowering, Op, Operand};
+use epl_runtime::{Array, Caps, Plan, PlanOptions, Result as RuntimeResult, TensorDesc};
+use naga::back::{hlsl, msl, pipeline_constants::process_overrides, spv};
+use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy, Layouter};
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+use naga::{AddressSpace, ShaderStage};
+
+/// Storage buffers of a stage that WebGPU grants.
+const STORAGE_BUFFERS: usize = 8;
+/// Invocations along each dimension of a workgroup that WebGPU grants.
+const WORKGROUP_SIZE: [u32; 3] = [256, 256, 64];
+/// The Metal language of macOS 11, the first on Apple silicon.
+const METAL_LANGUAGE: (u8, u8) = (2, 3);
+/// Images of the training step that is planned. The largest activation of IR-50 at 112x112 then fits the binding
+/// that WebGPU grants, so that the step can be planned for every adapter.
+const BATCH: usize = 32;
+
+/// What a Vulkan device has of SPIR-V without optional features, and with subgroups.
+const SPIRV_CAPABILITIES: [spv::Capability; 8] = [
+    spv::Capability::Shader,
+    spv::Capability::Matrix,
+    spv::Capability::GroupNonUniform,
+    spv::Capability::GroupNonUniformVote,
+    spv::Capability::GroupNonUniformArithmetic,
+    spv::Capability::GroupNonUniformBallot,
+    spv::Capability::GroupNonUniformShuffle,
+    spv::Capability::GroupNonUniformShuffleRelative,
+];
+
+/// The adapters that kernels are chosen for: WebGPU's floor, and the kinds of adapters that choices depend on.
+fn adapters() -> [(&'static str, Caps); 4] {
+    let discrete = Caps {
+        subgroups: Some(SubgroupSizes { min: 32, max: 32 }),
+        max_binding_bytes: (1 << 31) - 4,
+        max_buffer_bytes: 1 << 34,
+        max_invocations: 1024,
+        max_workgroup_bytes: 49_152,
+        ..Caps::WEBGPU
+    };
+    [
+        ("webgpu", Caps::WEBGPU),
+        ("discrete", discrete.clone()),
+        (
+            "software",
+            Caps {
+                cpu: true,
+                subgroups: Some(SubgroupSizes { min: 8, max: 8 }),
+                max_binding_bytes: 128 << 20,
+                max_workgroup_bytes: 32_768,
+                ..discrete.clone()
+            },
+        ),
+        (
+            "wave32 and wave64",
+            Caps {
+                subgroups: Some(SubgroupSizes { min: 32, max: 64 }),
+                max_workgroup_bytes: 32_768,
+                ..discrete
+            },
+        ),
+    ]
+}
+
+fn registry() -> impl Iterator<Item = &'static OpEntry> {
+    epl_runtime::ops::REGISTRY.iter().chain(epl::head::REGISTRY)
+}
+
+/// The cases of both registries, those for speed included, with their op's name.
+fn cases() -> Vec<(&'static str, Case)> {
+    let of = |entry: &'static OpEntry| (entry.cases)().into_iter().map(|case| (entry.name, case));
+    registry().flat_map(of).collect()
+}
+
+/// Every kernel of both registries, once.
+fn kernels() -> Vec<&'static Kernel> {
+    let mut seen = BTreeSet::new();
+    let all = registry().flat_map(|entry| entry.kernels).copied();
+    all.filter(|kernel| seen.insert((kernel.shader, kernel.entry))).collect()
+}
+
+/// A valid module.
+struct Module {
+    module: naga::Module,
+    info: ModuleInfo,
+}
+
+/// Parses and validates WGSL with what WebGPU has without optional features, and subgroups where they are declared.
+fn parse(source: &str, subgroups: bool) -> Result<Module, String> {
+    let module = naga::front::wgsl::parse_str(source).map_err(|error| error.emit_to_string(source))?;
+    let optional = if subgroups { Capabilities::SUBGROUP } else { Capabilities::empty() };
+    let info = Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32 | optional)
+        .validate(&module)
+        .map_err(|error| error.emit_to_string(source))?;
+    Ok(Module { module, info })
+}
+
+fn parse_kernel(kernel: &Kernel) -> Result<Module, String> {
+    let source = kernel.source().ok_or("the shader is not in the table")?;
+    parse(source, kernel.subgroups)
+}
+
+/// The module with its override constants replaced, and nothing but what `entry` uses.
+fn specialize(parsed: &Module, entry: &str, constants: &[(&str, f64)]) -> Result<Module, String> {
+    let constants = constants.iter().map(|(name, value)| (name.to_string(), *value)).collect();
+    let (module, info) =
+        process_overrides(&parsed.module, &parsed.info, Some((ShaderStage::Compute, entry)), &constants)
+            .map_err(|error| error.to_string())?;
+    Ok(Module { module: module.into_owned(), info: info.into_owned() })
+}
+
+/// Translates a specialised module with every writer. `checks` are the bounds and loop checks, which training leaves
+/// out. Writers have been seen to panic, which counts as a fault of the shader here.
+fn translate(module: &Module, entry: &str, checks: bool) -> Result<(), String> {
+    for (name, write) in
+        [("SPIR-V", spir_v as fn(&Module, &str, bool) -> Result<(), String>), ("HLSL", hlsl), ("MSL", msl)]
+    {
+        catch_unwind(AssertUnwindSafe(|| write(module, entry, checks)))
+            .unwrap_or_else(|_| Err("the writer panicked".into()))
+            .map_err(|error| format!("{name}: {error}"))?;
+    }
+    Ok(())
+}
+
+fn bindings(module: &Module) -> impl Iterator<Item = naga::ResourceBinding> {
+    module.module.global_variables.iter().filter_map(|(_, variable)| variable.binding)
+}
+
+fn bounds_checks(checks: bool) -> BoundsCheckPolicies {
+    let policy = if checks { BoundsCheckPolicy::Restrict } else { BoundsCheckPolicy::Unchecked };
+    BoundsCheckPolicies { index: policy, buffer: policy, image_load: policy, binding_array: policy }
+}
+
+fn spir_v(module: &Module, entry: &str, checks: bool) -> Result<(), String> {
+    let options = spv::Options {
+        // Vulkan 1.1, the first with subgroups.
+        lang_version: (1, 3),
+        fake_missing_bindings: false,
+        binding_map: bindings(module)
+            .map(|at| {
+                let info = spv::BindingInfo {
+                    descriptor_set: at.group,
+                    binding: at.binding,
+                    binding_array_size: None,
+                };
+                (at, info)
+            })
+            .collect(),
+        capabilities: Some(SPIRV_CAPABILITIES.into_iter().collect()),
+        bounds_check_policies: bounds_checks(checks),
+        zero_initialize_workgroup_memory: if checks {
+            spv::ZeroInitializeWorkgroupMemoryMode::Polyfill
+        } else {
+            spv::ZeroInitializeWorkgroupMemoryMode::None
+        },
+        force_loop_bounding: checks,
+        emit_int_div_checks: checks,
+        ..spv::Options::default()
+    };
+    let pipeline = spv::PipelineOptions { shader_stage: ShaderStage::Compute, entry_point: entry.into() };
+    let words = spv::write_vec(&module.module, &module.info, &options, Some(&pipeline))
+        .map_err(|error| error.to_string())?;
+    // naga looks some of them up in the list above, but not those of scalar types.
+    let granted = SPIRV_CAPABILITIES.map(|capability| capability as u32);
+    match declared_capabilities(&words).into_iter().find(|capability| !granted.contains(capability)) {
+        Some(capability) => Err(format!("capability {capability}, which the device was not asked for")),
+        None => Ok(()),
+    }
+}
+
+/// The operands of a SPIR-V module's `OpCapability` instructions (SPIR-V specification, 2.3 and 3.49.12).
+fn declared_capabilities(words: &[u32]) -> Vec<u32> {
+    const HEADER: usize = 5;
+    const OP_CAPABILITY: u32 = 17;
+    let mut found = Vec::new();
+    let mut rest = &words[HEADER..];
+    while let [first, ..] = rest {
+        let (opcode, length) = (first & 0xffff, (first >> 16) as usize);
+        if opcode == OP_CAPABILITY {
+            found.push(rest[1]);
+        }
+        rest = &rest[length..];
+    }
+    assert!(found.contains(&(spv::Capability::Shader as u32)), "every module declares that it is a shader");
+    found
+}
+
+fn hlsl(module: &Module, entry: &str, checks: bool) -> Result<(), String> {
+    let options = hlsl::Options {
+        shader_model: hlsl::ShaderModel::V6_0,
+        fake_missing_bindings: false,
+        binding_map: bindings(module)
+            .map(|at| {
+                let target = hlsl::BindTarget {
+                    space: 0,
+                    register: at.binding,
+                    restrict_indexing: checks,
+                    ..hlsl::BindTarget::default()
+                };
+                (at, target)
+            })
+            .collect(),
+        zero_initialize_workgroup_memory: checks,
+        restrict_indexing: checks,
+        force_loop_bounding: checks,
+        ..hlsl::Options::default()
+    };
+    let pipeline = hlsl::PipelineOptions { entry_point: Some((ShaderStage::Compute, entry.into())) };
+    let mut text = String::new();
+    let reflection = hlsl::Writer::new(&mut text, &options, &pipeline)
+        .write(&module.module, &module.info, None)
+        .map_err(|error| error.to_string())?;
+    entry_point_written(reflection.entry_point_names.into_iter().map(|name| name.map_err(|e| e.to_string())))
+}
+
+fn msl(module: &Module, entry: &str, checks: bool) -> Result<(), String> {
+    let slot = |binding: u32| u8::try_from(binding).expect("a kernel has few bindings");
+    let resources = msl::EntryPointResources {
+        resources: bindings(module)
+            .map(|at| {
+                let target = msl::BindTarget {
+                    buffer: Some(slot(at.binding)),
+                    mutable: true,
+                    ..msl::BindTarget::default()
+                };
+                (at, target)
+            })
+            .collect(),
+        immediates_buffer: None,
+        sizes_buffer: Some(slot(30)),
+    };
+    let options = msl::Options {
+        lang_version: METAL_LANGUAGE,
+        per_entry_point_map: [(entry.to_string(), resources)].into_iter().collect(),
+        fake_missing_bindings: false,
+        bounds_check_policies: bounds_checks(checks),
+        zero_initialize_workgroup_memory: checks,
+        force_loop_bounding: checks,
+        emit_int_div_checks: checks,
+        ..msl::Options::default()
+    };
+    let pipeline = msl::PipelineOptions {
+        entry_point: Some((ShaderStage::Compute, entry.into())),
+        ..msl::PipelineOptions::default()
+    };
+    let (_, translation) = msl::write_string(&module.module, &module.info, &options, &pipeline)
+        .map_err(|error| error.to_string())?;
+    entry_point_written(translation.entry_point_names.into_iter().map(|name| name.map_err(|e| e.to_string())))
+}
+
+/// Writers report an entry point that they had to leave out beside the text.
+fn entry_point_written(mut names: impl Iterator<Item = Result<String, String>>) -> Result<(), String> {
+    names.next().ok_or("the entry point was not written")?.map(|_| ())
+}
+
+/// What of a specialised module exceeds an adapter's limits.
+fn beyond_limits(module: &naga::Module, caps: &Caps) -> Vec<String> {
+    let mut faults = Vec::new();
+    for entry in &module.entry_points {
+        let size = entry.workgroup_size;
+        let invocations: u32 = size.iter().product();
+        if invocations > caps.max_invocations || size.iter().zip(WORKGROUP_SIZE).any(|(&n, limit)| n > limit)
+        {
+            faults.push(format!("workgroup size {size:?}; {} invocations are allowed", caps.max_invocations));
+        }
+    }
+    let mut layouter = Layouter::default();
+    layouter.update(module.to_ctx()).expect("a valid module has a layout");
+    let bytes: u32 = module
+        .global_variables
+        .iter()
+        .filter(|(_, variable)| variable.space == AddressSpace::WorkGroup)
+        // As WebGPU counts: every variable is rounded up to 16 bytes.
+        .map(|(_, variable)| layouter[variable.ty].size.next_multiple_of(16))
+        .sum();
+    if bytes > caps.max_workgroup_bytes {
+        faults.push(format!("{bytes} bytes of workgroup memory; {} are allowed", caps.max_workgroup_bytes));
+    }
+    faults
+}
+
+/// What of a dispatch an adapter does not allow, whatever its module says.
+fn dispatch_faults(dispatch: &Dispatch, caps: &Caps) -> Vec<String> {
+    let mut faults = Vec::new();
+    if dispatch.kernel.subgroups && caps.subgroups.is_none() {
+        faults.push("subgroup operations on an adapter without them".into());
+    }
+    if dispatch.kernel.bindings.len() > STORAGE_BUFFERS {
+        faults.push(format!("{} storage buffers", dispatch.kernel.bindings.len()));
+    }
+    if dispatch.grid.iter().any(|&n| n == 0 || n > caps.max_grid) {
+        faults.push(format!("grid {:?}", dispatch.grid));
+    }
+    for (offset, length) in dispatch.bindings.iter().filter_map(|bound| bound.range) {
+        if length > caps.max_binding_bytes || offset % caps.offset_alignment != 0 {
+            faults.push(format!("a binding of {length} bytes at {offset}"));
+        }
+    }
+    faults
+}
+
+/// A kernel with the constants of a dispatch.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Variant {
+    shader: &'static str,
+    entry: &'static str,
+    /// Names, and the bits of values.
+    constants: Vec<(&'static str, u64)>,
+}
+
+/// The distinct variants among the dispatches that an adapter gets, with one of the places that use each.
+type Variants = BTreeMap<Variant, (&'static Kernel, String)>;
+
+/// Adds dispatches to `variants`, and their faults to `faults`.
+fn collect(
+    dispatches: &[Dispatch],
+    caps: &Caps,
+    place: &str,
+    variants: &mut Variants,
+    faults: &mut Vec<String>,
+) {
+    for dispatch in dispatches {
+        let kernel = dispatch.kernel;
+        faults.extend(
+            dispatch_faults(dispatch, caps)
+                .into_iter()
+                .map(|fault| format!("{} ({place}): {fault}", kernel.shader)),
+        );
+        let constants = dispatch.constants.iter().map(|&(name, value)| (name, value.to_bits())).collect();
+        let variant = Variant { shader: kernel.shader, entry: kernel.entry, constants };
+        variants.entry(variant).or_insert_with(|| (kernel, place.to_string()));
+    }
+}
+
+/// Every variant that the cases of both registries are lowered to.
+fn case_variants(
+    cases: &[(&str, Case)],
+    name: &str,
+    caps: &Caps,
+    variants: &mut Variants,
+    faults: &mut Vec<String>,
+) {
+    for (op, case) in cases {
+        let place = format!("{name}, {op}: {}", case.label);
+        let inputs: Vec<TensorDesc> = case.inputs.iter().map(|input| input.desc().clone()).collect();
+        let outputs = case.op.infer(&inputs).unwrap_or_else(|error| panic!("{place}: {error}"));
+        match Lowering::run(case.op.as_ref(), caps, &inputs, &outputs) {
+            Ok(lowered) => collect(&lowered.dispatches, caps, &place, variants, faults),
+            Err(error) => faults.push(format!("{place}: {error}")),
+        }
+    }
+}
+
+/// Every variant of a training step of IR-50 with CosFace + EPL on CASIA-WebFace.
+fn step_variants(name: &str, caps: &Caps, variants: &mut Variants, faults: &mut Vec<String>) {
+    let mut config = Config::default();
+    config.head.epl = Some(EplSettings::default());
+    config.train.batch_size = BATCH;
+    let spec = spec_of(&config, 10_572).expect("the default network");
+    let options = StepOptions { clip_norm: 1.0, ..step_options(&config, true) };
+    let recorded = record_step(&spec, &options).expect("the default step");
+    match Plan::new(&recorded.graph, caps, PlanOptions::default()) {
+        Ok(plan) => {
+            for step in &plan.steps {
+                let node = &recorded.graph.nodes()[step.node];
+                let place = format!("{name}, training step, {} in {}", node.op.name(), node.scope);
+                collect(&step.dispatches, caps, &place, variants, faults);
+            }
+        }
+        Err(error) => faults.push(format!("{name}, training step: {error}")),
+    }
+}
+
+fn report(faults: &[String]) {
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+}
+
+#[test]
+fn every_module_passes_the_validator_and_every_writer_with_its_defaults() {
+    let mut faults = Vec::new();
+    for kernel in kernels() {
+        let checked = parse_kernel(kernel).and_then(|parsed| {
+            let storage = |space| matches!(space, AddressSpace::Storage { .. });
+            let buffers = parsed.module.global_variables.iter().filter(|(_, v)| storage(v.space)).count();
+            if buffers > STORAGE_BUFFERS {
+                return Err(format!("{buffers} storage buffers"));
+            }
+            let module = specialize(&parsed, kernel.entry, &[])?;
+            translate(&module, kernel.entry, true)?;
+            translate(&module, kernel.entry, false)
+        });
+        faults.extend(checked.err().map(|error| format!("{} / {}: {error}", kernel.shader, kernel.entry)));
+    }
+    report(&faults);
+}
+
+#[test]
+fn every_variant_that_an_adapter_gets_is_translated_and_within_its_limits() {
+    let mut faults = Vec::new();
+    let mut translated = BTreeSet::new();
+    let mut modules = BTreeMap::new();
+    for kernel in kernels() {
+        // A module that does not parse is the other test's finding.
+        modules.extend(parse_kernel(kernel).ok().map(|parsed| ((kernel.shader, kernel.entry), parsed)));
+    }
+    let cases = cases();
+    for (name, caps) in adapters() {
+        let mut variants = Variants::new();
+        case_variants(&cases, name, &caps, &mut variants, &mut faults);
+        step_variants(name, &caps, &mut variants, &mut faults);
+        for (variant, (kernel, place)) in variants {
+            let Some(parsed) = modules.get(&(variant.shader, variant.entry)) else { continue };
+            let constants: Vec<(&str, f64)> =
+                variant.constants.iter().map(|&(name, bits)| (name, f64::from_bits(bits))).collect();
+            let mut fault = |text: String| {
+                faults.push(format!("{} {constants:?} ({place}): {text}", kernel.shader));
+            };
+            let module = match specialize(parsed, kernel.entry, &constants) {
+                Ok(module) => module,
+                Err(error) => {
+                    fault(error);
+                    continue;
+                }
+            };
+            beyond_limits(&module.module, &caps).into_iter().for_each(&mut fault);
+            if translated.insert(variant.clone()) {
+                for checks in [true, false] {
+                    translate(&module, kernel.entry, checks).err().into_iter().for_each(&mut fault);
+                }
+            }
+        }
+    }
+    report(&faults);
+    let dispatched: BTreeSet<_> = translated.iter().map(|v| (v.shader, v.entry)).collect();
+    let never: Vec<_> =
+        kernels().iter().map(|k| (k.shader, k.entry)).filter(|key| !dispatched.contains(key)).collect();
+    assert!(never.is_empty(), "no case and no training step dispatches {never:?} on any adapter");
+    println!("{} kernels in {} variants", dispatched.len(), translated.len());
+}
+
+/// A small kernel for the checks below; `LEN` is the length of a workgroup array of vec4.
+const EXAMPLE: &str = "
+override LEN: u32 = 64u;
+override SIZE: u32 = 64u;
+@group(0) @binding(1) var<storage, read_write> y: array<f32>;
+var<workgroup> tile: array<vec4<f32>, LEN>;
+@compute @workgroup_size(SIZE)
+fn main(@builtin(local_invocation_index) i: u32) {
+    tile[i] = vec4<f32>(y[i]);
+    workgroupBarrier();
+    y[i] = tile[i].y;
+}";
+
+#[test]
+fn what_is_not_wgsl_or_not_plain_webgpu_is_refused() {
+    assert!(parse(EXAMPLE, false).is_ok());
+    let broken = EXAMPLE.replace("workgroupBarrier();", "workgroupBarrier()");
+    assert!(parse(&broken, false).err().unwrap().contains("expected"));
+    let invalid = EXAMPLE.replace("= tile[i].y", "= 1u");
+    assert!(parse(&invalid, false).is_err(), "a wrong type");
+    let subgroups = EXAMPLE.replace("= tile[i].y", "= subgroupAdd(tile[i].y)");
+    assert!(parse(&subgroups, false).is_err(), "an undeclared optional feature");
+    assert!(parse(&subgroups, true).is_ok());
+    let wide = EXAMPLE.replace("array<f32>", "array<f64>");
+    assert!(parse(&wide, true).is_err(), "64-bit floats are an optional feature");
+}
+
+#[test]
+fn what_a_writer_cannot_translate_is_noticed() {
+    let module = specialize(&parse(EXAMPLE, false).unwrap(), "main", &[]).unwrap();
+    assert_eq!(translate(&module, "main", true), Ok(()));
+    assert!(translate(&module, "absent", true).is_err(), "an entry point that is not there");
+    // A module whose overrides are not processed cannot be written.
+    assert!(translate(&parse(EXAMPLE, false).unwrap(), "main", true).is_err());
+    assert!(specialize(&parse(EXAMPLE, false).unwrap(), "main", &[("WIDTH", 4.0)]).is_err());
+    assert!(specialize(&parse(EXAMPLE, false).unwrap(), "main", &[("SIZE", -1.0)]).is_err());
+    // 64-bit floats pass a validator that is told to allow them, but the device was not asked for them.
+    let module = naga::front::wgsl::parse_str(&EXAMPLE.replace("f32", "f64")).unwrap();
+    let info = Validator::new(ValidationFlags::all(), Capabilities::all()).validate(&module).unwrap();
+    let wide = specialize(&Module { module, info }, "main", &[]).unwrap();
+    assert!(spir_v(&wide, "main", true).is_err(), "a capability that the device was not asked for");
+}
+
+#[test]
+fn what_exceeds_the_limits_is_noticed() {
+    let parsed = parse(EXAMPLE, false).unwrap();
+    let faults = |constants: &[(&str, f64)]| {
+        let module = specialize(&parsed, "main", constants).unwrap();
+        beyond_limits(&module.module, &Caps::WEBGPU)
+    };
+    assert_eq!(faults(&[("LEN", 1024.0), ("SIZE", 256.0)]), Vec::<String>::new());
+    let found = faults(&[("LEN", 1025.0)]);
+    assert!(found.len() == 1 && found[0].contains("16400 bytes of workgroup memory"), "{found:?}");
+    let found = faults(&[("SIZE", 257.0)]);
+    assert!(found.len() == 1 && found[0].contains("workgroup size [257, 1, 1]"), "{found:?}");
+}
+
+/// Dispatches whatever it is told.
+#[derive(Debug)]
+struct Launch(&'static Kernel);
+
+impl Op for Launch {
+    fn name(&self) -> &'static str {
+        "launch"
+    }
+    fn infer(&self, inputs: &[TensorDesc]) -> RuntimeResult<Vec<TensorDesc>> {
+        Ok(inputs.to_vec())
+    }
+    fn lower(&self, lowering: &mut Lowering<'_>) -> RuntimeResult<()> {
+        let operands = vec![Operand::Input(0); self.0.bindings.len()];
+        lowering.dispatch(self.0, &[], &NoParams { unused: 0 }, &operands, [1, 1, 1])
+    }
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        inputs.to_vec()
+    }
+    fn cost(&self, inputs: &[TensorDesc], outputs: &[TensorDesc]) -> Cost {
+        Cost::once(0.0, inputs, outputs)
+    }
+}
+
+epl_runtime::param_block! {
+    /// An empty parameter block.
+    struct NoParams {
+        /// Not used.
+        unused: u32,
+    }
+}
+
+#[test]
+fn a_subgroup_kernel_is_never_launched_without_subgroups() {
+    let kernel = kernels().into_iter().find(|kernel| kernel.subgroups).expect("a kernel with subgroups");
+    let inputs = [TensorDesc::f32([4])];
+    let (_, discrete) = &adapters()[1];
+    let lowered = Lowering::run(&Launch(kernel), discrete, &inputs, &inputs).unwrap();
+    assert!(dispatch_faults(&lowered.dispatches[0], discrete).is_empty());
+    assert_eq!(dispatch_faults(&lowered.dispatches[0], &Caps::WEBGPU).len(), 1);
+    // The runtime itself refuses it before any test could see it.
+    let error = Lowering::run(&Launch(kernel), &Caps::WEBGPU, &inputs, &inputs).unwrap_err();
+    assert!(error.to_string().contains("needs subgroups"), "{error}");
+}

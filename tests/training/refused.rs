@@ -1,0 +1,209 @@
+//! Bad input: an error that names the place and says what to do, nothing left behind, nothing destroyed.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use epl::config::{Config, HeadKind};
+use epl::data::Dataset;
+use epl::train::{Silent, run, run_on};
+use epl::{Error, Result};
+
+use super::{BATCH, IDENTITIES, IMAGES, config, device, faces, faces_of, head};
+
+/// A place to run in that nothing has been written to.
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn out(&self) -> PathBuf {
+        self.folder.path().join("run")
+    }
+
+    fn config(&self) -> Config {
+        config(&self.out(), head(HeadKind::CosFace, true), 1)
+    }
+
+    fn train(&self, config: Config, data: Arc<dyn Dataset>) -> Result<()> {
+        run_on(config, &device(), data, Vec::new(), &mut Silent).map(|_| ())
+    }
+
+    /// Writes the folder of identity folders that `train` is to read. Image `odd` has another size.
+    fn write_images(&self, odd: Option<u32>) -> PathBuf {
+        let root = self.folder.path().join("faces");
+        for index in 0..2 * BATCH as u32 {
+            let folder = root.join(format!("person {}", index % 3));
+            std::fs::create_dir_all(&folder).unwrap();
+            let size = if odd == Some(index) { 20 } else { 16 };
+            let image = image::RgbImage::from_fn(size, size, |x, y| {
+                image::Rgb([(16 * x) as u8, (16 * y) as u8, (80 * (index % 3)) as u8])
+            });
+            image.save(folder.join(format!("{index}.png"))).unwrap();
+        }
+        root
+    }
+}
+
+/// Fails unless `result` is an error with this exit code, a hint, and a message that has all of `parts`.
+fn refused(result: Result<()>, exit_code: u8, parts: &[&str]) -> Error {
+    let error = result.expect_err("this should have been refused");
+    let message = error.to_string();
+    assert_eq!(error.exit_code(), exit_code, "{message}");
+    assert!(error.hint().is_some_and(|hint| !hint.is_empty()), "no hint: {message}");
+    for part in parts {
+        assert!(message.contains(part), "{part:?} is not in: {message}");
+    }
+    error
+}
+
+/// All files under `folder` with their contents.
+fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                found.insert(path.clone(), std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn data_that_is_not_there() {
+    let place = Place::new();
+    let mut config = place.config();
+    config.data.train = place.folder.path().join("absent");
+    refused(run(config, &device(), &mut Silent).map(|_| ()), 1, &["absent"]);
+    assert!(!place.out().exists(), "a folder was left behind");
+}
+
+#[test]
+fn verification_sets_and_initial_weights_that_are_not_there() {
+    let place = Place::new();
+    let mut config = place.config();
+    config.data.train = place.write_images(None);
+    config.train.eval = vec!["no such set.bin".into()];
+    refused(run(config, &device(), &mut Silent).map(|_| ()), 1, &["no such set.bin"]);
+    let mut config = place.config();
+    config.model.init = Some("no such weights.safetensors".into());
+    refused(place.train(config, faces()), 1, &["no such weights.safetensors"]);
+    assert!(!place.out().exists(), "a folder was left behind");
+}
+
+#[test]
+fn weights_of_another_network() {
+    let place = Place::new();
+    place.train(place.config(), faces()).unwrap();
+    let mut wider = place.config();
+    wider.model.init = Some(place.out().join("model.safetensors"));
+    wider.model.width = 16;
+    wider.train.out = place.folder.path().join("wider");
+    refused(place.train(wider.clone(), faces()), 1, &["model.safetensors", "conv1.weight", "[8, 3, 3, 3]"]);
+    assert!(!wider.train.out.exists(), "a folder was left behind");
+}
+
+#[test]
+fn a_batch_that_is_larger_than_the_data() {
+    let place = Place::new();
+    let mut config = place.config();
+    config.train.batch_size = 1000;
+    let images = (IDENTITIES * IMAGES).to_string();
+    refused(place.train(config, faces()), 2, &["train.batch_size", "1000", &images]);
+    assert!(!place.out().exists(), "a folder was left behind");
+}
+
+#[test]
+fn an_input_that_the_network_cannot_halve() {
+    let place = Place::new();
+    let mut config = place.config();
+    config.model.input = [16, 40];
+    refused(place.train(config, faces()), 2, &["model.input", "[16, 40]", "16"]);
+    assert!(!place.out().exists(), "a folder was left behind");
+}
+
+#[test]
+fn images_of_another_size_than_the_input() {
+    let place = Place::new();
+    for size in [[32, 32], [16, 32], [16, 8]] {
+        refused(place.train(place.config(), faces_of(size)), 1, &["image 0", "16 x 16"]);
+    }
+    assert!(!place.out().exists(), "a folder was left behind");
+}
+
+#[test]
+fn one_image_of_another_size_among_many() {
+    let place = Place::new();
+    let mut config = place.config();
+    config.data.train = place.write_images(Some(17));
+    let error = refused(run(config.clone(), &device(), &mut Silent).map(|_| ()), 1, &["17.png", "20"]);
+    assert!(error.hint().unwrap().contains("data.resize"), "{error}");
+    assert!(!place.out().join("model.safetensors").exists(), "a run that failed is not finished");
+    // What the hint says helps, in the same folder.
+    config.data.resize = true;
+    run(config, &device(), &mut Silent).unwrap();
+    assert!(place.out().join("model.safetensors").exists());
+}
+
+#[test]
+fn an_image_that_is_cut_off() {
+    let place = Place::new();
+    let mut config = place.config();
+    config.data.train = place.write_images(None);
+    let file = config.data.train.join("person 1").join("4.png");
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+    refused(run(config, &device(), &mut Silent).map(|_| ()), 1, &["4.png"]);
+}
+
+#[test]
+fn more_people_than_classes() {
+    let place = Place::new();
+    let mut config = place.config();
+    config.data.train = place.write_images(None);
+    config.data.num_classes = Some(2);
+    refused(run(config, &device(), &mut Silent).map(|_| ()), 2, &["data.num_classes is 2", "3 identities"]);
+    assert!(!place.out().exists(), "a folder was left behind");
+}
+
+#[test]
+fn a_loss_that_is_no_longer_finite() {
+    let place = Place::new();
+    let mut config = place.config();
+    config.train.epochs = 4;
+    config.optim.lr = 1e30;
+    let error = refused(place.train(config, faces()), 1, &["step", "epoch"]);
+    assert!(error.hint().unwrap().contains("optim.lr"), "{:?}", error.hint());
+    assert!(!place.out().join("model.safetensors").exists(), "a run that failed is not finished");
+}
+
+#[test]
+fn a_finished_run_is_left_alone() {
+    let place = Place::new();
+    place.train(place.config(), faces()).unwrap();
+    let before = contents(&place.out());
+    assert!(before.len() >= 4);
+    let mut other = place.config();
+    other.train.seed = 99;
+    refused(place.train(other, faces()), 2, &["finished run", "run"]);
+    assert!(contents(&place.out()) == before, "the finished run was changed");
+}
+
+#[test]
+fn a_file_where_the_folder_should_be() {
+    let place = Place::new();
+    std::fs::write(place.out(), "notes").unwrap();
+    let error = place.train(place.config(), faces()).unwrap_err();
+    assert_eq!(error.exit_code(), 1);
+    assert!(error.to_string().contains("run"), "{error}");
+    assert_eq!(std::fs::read_to_string(place.out()).unwrap(), "notes");
+}

@@ -1,0 +1,190 @@
+//! Whole runs.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use epl::config::{Config, HeadKind};
+use epl::interchange::safetensors::{StateDict, Value};
+use epl::report::{PrototypePoint, StepPoint};
+use epl::train::metrics::{self, Record};
+use epl::train::{Observer, Outcome, Silent, run_on};
+use epl_runtime::Device;
+
+use super::{IDENTITIES, STEPS_PER_EPOCH, config, device, faces, fresh_device, head};
+
+fn train(config: &Config, device: &Arc<Device>) -> Outcome {
+    run_on(config.clone(), device, faces(), Vec::new(), &mut Silent).unwrap()
+}
+
+fn records(config: &Config) -> (Vec<StepPoint>, Vec<PrototypePoint>) {
+    let (mut steps, mut prototypes) = (Vec::new(), Vec::new());
+    for record in metrics::read(&config.train.out.join("metrics.jsonl")).unwrap() {
+        match record {
+            Record::Step(point) => steps.push(point),
+            Record::Prototypes(point) => prototypes.push(point),
+            Record::Eval(point) => panic!("there is no verification set to evaluate: {point:?}"),
+        }
+    }
+    (steps, prototypes)
+}
+
+/// Mean of the logged losses of an epoch.
+fn epoch_loss(steps: &[StepPoint], epoch: u32) -> f64 {
+    let losses: Vec<f64> =
+        steps.iter().filter(|point| point.epoch == epoch).map(|point| point.loss).collect();
+    assert_eq!(losses.len() as u64, STEPS_PER_EPOCH);
+    losses.iter().sum::<f64>() / losses.len() as f64
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_and_another_seed_others() {
+    let weights = |seed: u64| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config(&folder.path().join("run"), head(HeadKind::CosFace, true), 2);
+        config.head.epl.as_mut().unwrap().start_epoch = 2;
+        config.model.dropout = 0.3;
+        config.optim.clip_norm = 5.0;
+        config.train.seed = seed;
+        train(&config, &fresh_device());
+        std::fs::read(config.train.out.join("model.safetensors")).unwrap()
+    };
+    let first = weights(1);
+    assert!(first == weights(1), "two runs of one seed differ");
+    assert!(first != weights(2), "the seed changes nothing");
+}
+
+/// What a finished run must have left in its folder.
+fn check_folder(config: &Config, outcome: &Outcome) {
+    let out = &config.train.out;
+    assert_eq!(Config::load(&out.join("config.toml"), &[]).unwrap(), *config);
+    let page = std::fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(page.contains("<svg") && page.trim_end().ends_with("</html>"), "a page with charts");
+
+    let dict = StateDict::read(&out.join("model.safetensors")).unwrap();
+    let (width, dimension, classes) = (config.model.width, config.model.embedding, IDENTITIES as usize);
+    let shape = |name: &str| {
+        dict.floats(name).map(|(shape, values)| {
+            assert!(values.iter().all(|value| value.is_finite()), "{name}");
+            shape.to_vec()
+        })
+    };
+    assert_eq!(shape("conv1.weight"), Some(vec![width, 3, 3, 3]));
+    assert_eq!(shape("bn1.running_var"), Some(vec![width]));
+    assert_eq!(shape("loss.weight"), Some(vec![classes, dimension]));
+    assert_eq!(shape("loss.queue"), config.head.epl.map(|_| vec![classes, dimension]));
+    assert_eq!(shape("loss.bias"), (config.head.kind == HeadKind::UniFace).then(|| vec![1]));
+    let tracked = dict.tensors.get("bn1.num_batches_tracked").map(|(_, value)| value);
+    assert_eq!(tracked, Some(&Value::I64(vec![outcome.steps as i64])));
+    assert_eq!(dict.metadata.get("arch"), Some(&config.model.arch));
+
+    let mut names: Vec<String> = std::fs::read_dir(out)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name != "checkpoints")
+        .collect();
+    names.sort();
+    assert_eq!(names, ["config.toml", "metrics.jsonl", "model.safetensors", "report.html"]);
+}
+
+#[test]
+fn every_head_learns_with_and_without_epl() {
+    const EPOCHS: u32 = 15;
+    let folder = tempfile::tempdir().unwrap();
+    let device = device();
+    for kind in [HeadKind::Softmax, HeadKind::CosFace, HeadKind::ArcFace, HeadKind::UniFace] {
+        for epl in [false, true] {
+            let name = format!("{kind:?} {epl}");
+            let config = config(&folder.path().join(&name), head(kind, epl), EPOCHS);
+            let outcome = train(&config, &device);
+            assert_eq!((outcome.steps, outcome.epochs), (STEPS_PER_EPOCH * u64::from(EPOCHS), EPOCHS));
+            let (steps, prototypes) = records(&config);
+            assert_eq!(steps.len() as u64, outcome.steps, "{name}");
+            assert!(steps.iter().all(|p| p.loss.is_finite() && p.grad_norm > 0.0), "{name}: {steps:?}");
+            let (first, last) = (epoch_loss(&steps, 1), epoch_loss(&steps, EPOCHS));
+            println!("{name}: {first:.3} -> {last:.3}; {:?}", prototypes.last());
+            assert!((last - outcome.loss).abs() < 1e-9 * last.abs().max(1.0), "{name}: {last} {outcome:?}");
+            assert!(last < 0.5 * first, "{name} does not learn: {first} -> {last}");
+            assert_eq!(prototypes.len() as u32, EPOCHS);
+            for point in &prototypes {
+                assert!(point.cos_weight.abs() <= 1.001, "{name}: {point:?}");
+                let values = [point.cos_empirical, point.adaptive_margin, point.angle_degrees];
+                assert!(values.iter().all(|value| value.is_finite() == epl), "{name}: {point:?}");
+            }
+            let (before, after) = (&prototypes[0], &prototypes[EPOCHS as usize - 1]);
+            assert!(after.cos_weight > before.cos_weight, "{name}: {before:?} {after:?}");
+            check_folder(&config, &outcome);
+        }
+    }
+}
+
+/// Bind groups that the device had made by the end of the first epoch and in the second.
+struct Sessions {
+    device: Arc<Device>,
+    first: u64,
+    second: u64,
+}
+
+impl Observer for Sessions {
+    fn step(&mut self, point: &StepPoint) {
+        if point.epoch == 2 {
+            self.second = self.device.counters().bind_groups;
+        }
+    }
+    fn epoch(&mut self, epoch: u32, _: f64, _: Option<&PrototypePoint>) {
+        if epoch == 1 {
+            self.first = self.device.counters().bind_groups;
+        }
+    }
+}
+
+#[test]
+fn the_empirical_branch_joins_at_its_epoch() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str, start_epoch: u32| {
+        let mut config = config(&folder.path().join(name), head(HeadKind::CosFace, true), 2);
+        config.head.epl.as_mut().unwrap().start_epoch = start_epoch;
+        let device = fresh_device();
+        let mut sessions = Sessions { device: device.clone(), first: 0, second: 0 };
+        run_on(config.clone(), &device, faces(), Vec::new(), &mut sessions).unwrap();
+        (sessions, config)
+    };
+    // Only sessions make bind groups.
+    let (steady, _) = run("from the start", 1);
+    assert_eq!(steady.first, steady.second, "one session for both epochs");
+    let (switched, config) = run("from the second", 2);
+    assert!(switched.second > switched.first, "a session of its own for the second epoch");
+
+    let (steps, prototypes) = records(&config);
+    assert!(prototypes[0].cos_empirical.is_nan() && prototypes[0].adaptive_margin.is_nan());
+    assert!(prototypes[1].cos_empirical.is_finite() && prototypes[1].adaptive_margin.is_finite());
+    // The empirical prototypes move from the first step on, and so are known before they count.
+    assert!(prototypes.iter().all(|point| point.angle_degrees.is_finite()));
+    assert_eq!(
+        steps.iter().map(|p| p.step).collect::<Vec<_>>(),
+        (1..=2 * STEPS_PER_EPOCH).collect::<Vec<_>>()
+    );
+    let text = std::fs::read_to_string(config.train.out.join("metrics.jsonl")).unwrap();
+    assert!(text.contains("\"cos_empirical\":null"), "what is not there is null: {text}");
+}
+
+#[test]
+fn a_run_can_start_from_the_weights_of_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = config(&folder.path().join("first"), head(HeadKind::CosFace, true), 8);
+    train(&first, &device());
+    let weights = first.train.out.join("model.safetensors");
+    let mut second = config(&folder.path().join("second"), head(HeadKind::CosFace, true), 1);
+    second.model.init = Some(weights.clone());
+    train(&second, &device());
+    let (of_first, _) = records(&first);
+    let (of_second, _) = records(&second);
+    // The head's weights come along, so that the loss goes on where it was, not where it began.
+    let (start, end, on) = (epoch_loss(&of_first, 1), epoch_loss(&of_first, 8), epoch_loss(&of_second, 1));
+    assert!(on < end + 0.25 * (start - end), "{start} -> {end}, then {on}");
+    assert_same_names(&weights, &second.train.out.join("model.safetensors"));
+}
+
+fn assert_same_names(a: &Path, b: &Path) {
+    let names = |path: &Path| StateDict::read(path).unwrap().tensors.into_keys().collect::<Vec<_>>();
+    assert_eq!(names(a), names(b));
+}
