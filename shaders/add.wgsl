@@ -1,7 +1,8 @@
-// y = a + b, four neighbouring elements an invocation.
+// y = a + b. A workgroup walks `per_workgroup` neighbouring elements, WORKGROUP at a time.
 
 struct Params {
     len: u32,
+    per_workgroup: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -9,15 +10,17 @@ struct Params {
 @group(0) @binding(2) var<storage, read> b: array<f32>;
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
 
-@compute @workgroup_size(256)
+override WORKGROUP: u32 = 256u;
+
+@compute @workgroup_size(WORKGROUP)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_id) local: vec3<u32>,
 ) {
-    let first = ((group.x + group.y * groups.x) * 256u + local.x) * 4u;
-    let last = min(first + 4u, params.len);
-    for (var i = first; i < last; i++) {
+    let first = (group.x + group.y * groups.x) * params.per_workgroup;
+    let last = min(first + params.per_workgroup, params.len);
+    for (var i = first + local.x; i < last; i += WORKGROUP) {
         y[i] = a[i] + b[i];
     }
 }

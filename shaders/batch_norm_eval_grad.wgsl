@@ -3,7 +3,8 @@
 
 struct Params {
     rows: u32,
-    channels: u32,
+    // Channels.
+    columns: u32,
     rows_per_split: u32,
     eps: f32,
 }
@@ -20,14 +21,14 @@ override LANES: u32 = 4u;
 @compute @workgroup_size(COLUMNS, LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let channel = group.x * COLUMNS + local.x;
-    if channel >= params.channels {
+    if channel >= params.columns {
         return;
     }
     let first = group.y * params.rows_per_split;
     let last = min(first + params.rows_per_split, params.rows);
     let scale = inverseSqrt(variance[channel] + params.eps) * weight[channel];
     for (var row = first + local.y; row < last; row += LANES) {
-        let i = row * params.channels + channel;
+        let i = row * params.columns + channel;
         dx[i] = dy[i] * scale;
     }
 }

@@ -4,7 +4,8 @@
 
 struct Params {
     rows: u32,
-    channels: u32,
+    // Channels.
+    columns: u32,
     rows_per_split: u32,
 }
 
@@ -24,7 +25,7 @@ override LANES: u32 = 4u;
 @compute @workgroup_size(COLUMNS, LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let channel = group.x * COLUMNS + local.x;
-    if channel >= params.channels {
+    if channel >= params.columns {
         return;
     }
     let first = group.y * params.rows_per_split;
@@ -36,7 +37,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
     let offset = dbias[channel] / rows;
     let slope = inverse * (dweight[channel] / rows);
     for (var row = first + local.y; row < last; row += LANES) {
-        let i = row * params.channels + channel;
+        let i = row * params.columns + channel;
         dx[i] = scale * ((dy[i] - offset) - (x[i] - center) * slope);
     }
 }

@@ -4,7 +4,8 @@
 
 struct Params {
     rows: u32,
-    channels: u32,
+    // Channels.
+    columns: u32,
     rows_per_split: u32,
 }
 
@@ -30,11 +31,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
     let first = group.y * params.rows_per_split;
     let last = min(first + params.rows_per_split, params.rows);
     var own = vec2<f32>(0.0);
-    if channel < params.channels {
+    if channel < params.columns {
         let center = mean[channel];
         let scale = inv_std[channel];
         for (var row = first + local.y; row < last; row += LANES) {
-            let i = row * params.channels + channel;
+            let i = row * params.columns + channel;
             let d = dy[i];
             own += vec2<f32>(d * ((x[i] - center) * scale), d);
         }
@@ -48,8 +49,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
             sums[slot] = own;
         }
     }
-    if local.y == 0u && channel < params.channels {
-        let i = group.y * params.channels + channel;
+    if local.y == 0u && channel < params.columns {
+        let i = group.y * params.columns + channel;
         partial_weight[i] = own.x;
         partial_bias[i] = own.y;
     }

@@ -5,7 +5,8 @@
 
 struct Params {
     rows: u32,
-    channels: u32,
+    // Channels.
+    columns: u32,
     rows_per_split: u32,
 }
 
@@ -39,13 +40,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
     let first = group.y * params.rows_per_split;
     let last = min(first + params.rows_per_split, params.rows);
     var own = Moments(0.0, 0.0, 0.0);
-    if channel < params.channels {
+    if channel < params.columns {
         let shift = x[channel];
-        let step = LANES * params.channels;
+        let step = LANES * params.columns;
         var row = first + local.y;
         // Four rows at a time: four loads in flight and one division.
         for (; row + 3u * LANES < last; row += 4u * LANES) {
-            let i = row * params.channels + channel;
+            let i = row * params.columns + channel;
             let a = x[i] - shift;
             let b = x[i + step] - shift;
             let c = x[i + 2u * step] - shift;
@@ -56,7 +57,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
             own = merge(own, Moments(4.0, mean, squares));
         }
         for (; row < last; row += LANES) {
-            own = merge(own, Moments(1.0, x[row * params.channels + channel] - shift, 0.0));
+            own = merge(own, Moments(1.0, x[row * params.columns + channel] - shift, 0.0));
         }
     }
     let slot = local.y * COLUMNS + local.x;
@@ -68,9 +69,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
             moments[slot] = own;
         }
     }
-    if local.y == 0u && channel < params.channels {
-        let i = group.y * 2u * params.channels + channel;
+    if local.y == 0u && channel < params.columns {
+        let i = group.y * 2u * params.columns + channel;
         partial[i] = own.mean;
-        partial[i + params.channels] = own.squares;
+        partial[i + params.columns] = own.squares;
     }
 }

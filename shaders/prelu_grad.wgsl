@@ -1,10 +1,11 @@
-// Gradient of PReLU: dx[i] = dy[i] * (1 or slope), and per-channel partial sums of dslope = sum dy * min(x, 0).
-// Rows are split over the grid's y; invocation x owns one channel of its row block, so that loads are coalesced and
-// the sums need no atomics. The partial sums [splits, channels] are added in order by `column_sum`.
+// Gradient of PReLU: dx = dy * (1 or slope), and the partial sums of dslope = sum dy * min(x, 0) per split of the rows and
+// channel, which `sum_rows` adds in order.
+// A workgroup is COLUMNS channels x LANES rows; the lanes stride through the split, then a tree adds their sums.
 
 struct Params {
     rows: u32,
-    channels: u32,
+    // Channels.
+    columns: u32,
     rows_per_split: u32,
 }
 
@@ -13,26 +14,41 @@ struct Params {
 @group(0) @binding(2) var<storage, read> slope: array<f32>;
 @group(0) @binding(3) var<storage, read> dy: array<f32>;
 @group(0) @binding(4) var<storage, read_write> dx: array<f32>;
+// [splits, channels].
 @group(0) @binding(5) var<storage, read_write> partial: array<f32>;
 
-override WORKGROUP: u32 = 64u;
+override COLUMNS: u32 = 64u;
+// A power of two.
+override LANES: u32 = 4u;
 
-@compute @workgroup_size(WORKGROUP)
+var<workgroup> sums: array<f32, COLUMNS * LANES>;
+
+@compute @workgroup_size(COLUMNS, LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
-    let channel = group.x * WORKGROUP + local.x;
-    if channel >= params.channels {
-        return;
-    }
-    let a = slope[channel];
+    let channel = group.x * COLUMNS + local.x;
     let first = group.y * params.rows_per_split;
     let last = min(first + params.rows_per_split, params.rows);
-    var sum = 0.0;
-    for (var row = first; row < last; row++) {
-        let i = row * params.channels + channel;
-        let v = x[i];
-        let d = dy[i];
-        dx[i] = select(a * d, d, v > 0.0);
-        sum += d * min(v, 0.0);
+    var own = 0.0;
+    if channel < params.columns {
+        let a = slope[channel];
+        for (var row = first + local.y; row < last; row += LANES) {
+            let i = row * params.columns + channel;
+            let v = x[i];
+            let d = dy[i];
+            dx[i] = select(a * d, d, v > 0.0);
+            own += d * min(v, 0.0);
+        }
     }
-    partial[group.y * params.channels + channel] = sum;
+    let slot = local.y * COLUMNS + local.x;
+    sums[slot] = own;
+    for (var stride = LANES / 2u; stride > 0u; stride /= 2u) {
+        workgroupBarrier();
+        if local.y < stride {
+            own += sums[slot + stride * COLUMNS];
+            sums[slot] = own;
+        }
+    }
+    if local.y == 0u && channel < params.columns {
+        partial[group.y * params.columns + channel] = own;
+    }
 }

@@ -21,6 +21,8 @@ pub struct DeviceOptions {
     pub shader_checks: bool,
     /// Use WebGPU's default limits and no optional feature, whatever the adapter offers.
     pub webgpu_limits: bool,
+    /// On a CPU adapter, choose the kernels, tiles and splits of a GPU. For testing them where there is none.
+    pub gpu_kernels: bool,
 }
 
 /// An adapter that could be opened.
@@ -190,7 +192,8 @@ impl Device {
     pub fn open(options: &DeviceOptions) -> Result<Arc<Self>> {
         let (index, adapter) = choose(enumerate(), options.select.as_deref())?;
         let description = describe(index, &adapter);
-        let caps = caps_of(&adapter, options.webgpu_limits);
+        let mut caps = caps_of(&adapter, options.webgpu_limits);
+        caps.cpu &= !options.gpu_kernels;
         let mut features = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP;
         if options.webgpu_limits {
             features = wgpu::Features::TIMESTAMP_QUERY;

@@ -37,8 +37,8 @@ fn declarations_match_the_shaders() {
     }
 }
 
-fn gpu_matches_reference(shader_checks: bool) {
-    let device = Device::open(&DeviceOptions { shader_checks, ..DeviceOptions::default() }).unwrap();
+fn gpu_matches_reference(options: DeviceOptions) {
+    let device = Device::open(&options).unwrap();
     let mut failures = Vec::new();
     for entry in chosen() {
         for case in (entry.cases)().iter().filter(|case| !case.perf) {
@@ -54,12 +54,17 @@ fn gpu_matches_reference(shader_checks: bool) {
 
 #[test]
 fn gpu_matches_reference_with_shader_checks() {
-    gpu_matches_reference(true);
+    gpu_matches_reference(DeviceOptions { shader_checks: true, ..DeviceOptions::default() });
 }
 
 #[test]
 fn gpu_matches_reference_without_shader_checks() {
-    gpu_matches_reference(false);
+    gpu_matches_reference(DeviceOptions::default());
+}
+
+#[test]
+fn gpu_matches_reference_with_the_kernels_of_gpus() {
+    gpu_matches_reference(DeviceOptions { gpu_kernels: true, ..DeviceOptions::default() });
 }
 
 #[test]

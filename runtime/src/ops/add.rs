@@ -7,27 +7,33 @@ use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_on
 use crate::{Error, Result, TensorDesc};
 
 crate::param_block! {
-    /// Parameters of `add.wgsl`.
+    /// Parameters of `add.wgsl` and `add_vec4.wgsl`.
     pub struct AddParams {
-        /// Elements.
+        /// Elements, or vectors of four of them.
         len: u32,
+        /// Elements or vectors that one workgroup adds.
+        per_workgroup: u32,
     }
 }
 
-static ADD: Kernel = Kernel {
+const ADD_KERNEL: Kernel = Kernel {
     shader: "add",
     entry: "main",
     params: AddParams::FIELDS,
     bindings: &[read("a"), read("b"), write("y")],
-    constants: &[],
+    constants: &["WORKGROUP"],
     subgroups: false,
 };
+static ADD: Kernel = ADD_KERNEL;
+static ADD_VEC4: Kernel = Kernel { shader: "add_vec4", ..ADD_KERNEL };
 
 /// The registry's entry.
-pub const ENTRY: OpEntry = OpEntry { name: "add", cases, kernels: &[&ADD] };
+pub const ENTRY: OpEntry = OpEntry { name: "add", cases, kernels: &[&ADD, &ADD_VEC4] };
 
-/// Workgroup size of `add.wgsl`; each invocation adds four elements.
-const WORKGROUP: usize = 256;
+/// Invocations of a workgroup, and how many elements or vectors it adds, on a GPU.
+const WORKGROUP: [usize; 2] = [256, 1024];
+/// The same on a CPU adapter: one subgroup of llvmpipe, which then walks memory without gaps.
+const CPU_WORKGROUP: [usize; 2] = [8, 1024];
 
 /// Records `a + b`, both of the same shape.
 pub fn add(record: &mut dyn Record, a: TensorId, b: TensorId) -> Result<TensorId> {
@@ -52,16 +58,14 @@ impl Op for Add {
     }
 
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
-        let len = lowering.input(0)?.shape.elements();
-        let params = AddParams { len: lowering.size(len)? };
-        let grid = lowering.fold(len.div_ceil(4 * WORKGROUP))?;
-        lowering.dispatch(
-            &ADD,
-            &[],
-            &params,
-            &[Operand::Input(0), Operand::Input(1), Operand::Output(0)],
-            grid,
-        )
+        let elements = lowering.input(0)?.shape.elements();
+        let (kernel, len) =
+            if elements.is_multiple_of(4) { (&ADD_VEC4, elements / 4) } else { (&ADD, elements) };
+        let [workgroup, per_workgroup] = if lowering.caps().cpu { CPU_WORKGROUP } else { WORKGROUP };
+        let params = AddParams { len: lowering.size(len)?, per_workgroup: lowering.size(per_workgroup)? };
+        let grid = lowering.fold(len.div_ceil(per_workgroup))?;
+        let operands = [Operand::Input(0), Operand::Input(1), Operand::Output(0)];
+        lowering.dispatch(kernel, &[("WORKGROUP", workgroup as f64)], &params, &operands, grid)
     }
 
     fn gradient(&self, gradient: &mut Gradient<'_>) -> Result<()> {
@@ -91,6 +95,8 @@ fn cases() -> Vec<Case> {
         case("one element", &[1], 1.0),
         case("several workgroups", &[4099], 1e30),
         case("tiny", &[5], 1e-30),
+        case("one vector", &[4], 1.0),
+        case("vectors, several workgroups", &[3, 5, 7, 44], 1.0),
         case("perf", &[32, 112, 112, 64], 1.0).perf(),
     ]
 }

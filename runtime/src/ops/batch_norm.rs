@@ -14,20 +14,9 @@ use crate::host::Array;
 use crate::kernel::{Kernel, ParamBlock, read, write};
 use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_many, push_one};
 use crate::ops::batch_norm_grad::{BatchNormGradInput, BatchNormGradWeight};
-use crate::ops::sum_rows::{self, Split};
+use crate::ops::sum_rows;
+use crate::ops::walk::{self, RowsParams, Walk};
 use crate::{Error, Result, Shape, TensorDesc};
-
-crate::param_block! {
-    /// Parameters of every kernel that walks `[rows, channels]` in blocks of rows.
-    pub struct RowsParams {
-        /// Rows of `x`, all dimensions but the innermost.
-        rows: u32,
-        /// Channels, the innermost dimension.
-        channels: u32,
-        /// Rows that one workgroup walks.
-        rows_per_split: u32,
-    }
-}
 
 crate::param_block! {
     /// Parameters of `batch_norm_combine.wgsl`.
@@ -47,14 +36,16 @@ crate::param_block! {
     }
 }
 
-static STATS: Kernel = Kernel {
+const STATS_KERNEL: Kernel = Kernel {
     shader: "batch_norm_stats",
     entry: "main",
     params: RowsParams::FIELDS,
     bindings: &[read("x"), write("partial")],
-    constants: &["COLUMNS", "LANES"],
+    constants: walk::CONSTANTS,
     subgroups: false,
 };
+static STATS: Kernel = STATS_KERNEL;
+static STATS_VEC4: Kernel = Kernel { shader: "batch_norm_stats_vec4", ..STATS_KERNEL };
 
 static COMBINE: Kernel = Kernel {
     shader: "batch_norm_combine",
@@ -72,43 +63,28 @@ static COMBINE: Kernel = Kernel {
     subgroups: false,
 };
 
-static NORMALISE: Kernel = Kernel {
+const NORMALISE_KERNEL: Kernel = Kernel {
     shader: "batch_norm",
     entry: "main",
     params: RowsParams::FIELDS,
     bindings: &[read("x"), read("weight"), read("bias"), read("mean"), read("inv_std"), write("y")],
-    constants: &["COLUMNS", "LANES"],
+    constants: walk::CONSTANTS,
     subgroups: false,
 };
+static NORMALISE: Kernel = NORMALISE_KERNEL;
+static NORMALISE_VEC4: Kernel = Kernel { shader: "batch_norm_vec4", ..NORMALISE_KERNEL };
 
 /// The registry's entry.
-pub const ENTRY: OpEntry = OpEntry { name: "batch_norm", cases, kernels: &[&STATS, &COMBINE, &NORMALISE] };
+pub const ENTRY: OpEntry = OpEntry {
+    name: "batch_norm",
+    cases,
+    kernels: &[&STATS, &STATS_VEC4, &COMBINE, &NORMALISE, &NORMALISE_VEC4],
+};
 
-/// Channels of a workgroup that walks rows: 256 bytes of neighbours, whatever the subgroup's size.
-const COLUMNS: usize = 64;
-/// Rows that such a workgroup handles at a time.
-const LANES: usize = 4;
 /// Channels of a workgroup of the second stage, where there are few rows, hence few columns and many lanes.
 const COMBINE_COLUMNS: usize = 16;
 /// Splits that such a workgroup handles at a time.
 const COMBINE_LANES: usize = 16;
-
-/// The tile constants of the kernels that walk rows.
-pub(super) const TILE: [(&str, f64); 2] = [("COLUMNS", COLUMNS as f64), ("LANES", LANES as f64)];
-
-/// How the kernels that walk rows are launched over `x`: the split of the rows, their parameters and their grid.
-pub(super) fn walk(lowering: &Lowering<'_>, x: &Shape) -> Result<(Split, RowsParams, [u32; 3])> {
-    let (rows, channels) = (x.rows(), x.last());
-    lowering.size(x.elements())?;
-    let split = Split::choose(lowering.caps(), rows, channels);
-    let params = RowsParams {
-        rows: lowering.size(rows)?,
-        channels: lowering.size(channels)?,
-        rows_per_split: lowering.size(split.rows_per_split)?,
-    };
-    let grid = [lowering.size(channels.div_ceil(COLUMNS))?, lowering.size(split.splits)?, 1];
-    Ok((split, params, grid))
-}
 
 /// Fails unless `x` is f32 with at least one element and every named tensor is `f32[C]`.
 pub(super) fn check(op: &str, x: &TensorDesc, vectors: &[(&str, &TensorDesc)]) -> Result<()> {
@@ -186,15 +162,17 @@ impl Op for BatchNorm {
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
         let x = &lowering.input(0)?.shape;
         let channels = x.last();
-        let (split, walk, grid) = walk(lowering, x)?;
-        let partial = lowering.workspace(2 * split.partial_bytes(channels));
-        lowering.dispatch(&STATS, &TILE, &walk, &[Operand::Input(0), partial], grid)?;
+        let walk = Walk::reduction(lowering, x)?;
+        let partial = lowering.workspace(2 * walk.partial_bytes(channels));
+        let stats = walk.kernel(&STATS, &STATS_VEC4);
+        let operands = [Operand::Input(0), partial];
+        lowering.dispatch(stats, &walk.constants(), &walk.params, &operands, walk.grid)?;
 
         let combine = CombineParams {
-            rows: walk.rows,
-            channels: walk.channels,
-            rows_per_split: walk.rows_per_split,
-            splits: lowering.size(split.splits)?,
+            rows: walk.params.rows,
+            channels: lowering.size(channels)?,
+            rows_per_split: walk.params.rows_per_split,
+            splits: lowering.size(walk.splits)?,
             eps: self.eps,
             momentum: self.momentum,
         };
@@ -213,6 +191,7 @@ impl Op for BatchNorm {
             [lowering.size(channels.div_ceil(COMBINE_COLUMNS))?, 1, 1],
         )?;
 
+        let walk = Walk::elementwise(lowering, x)?;
         let operands = [
             Operand::Input(0),
             Operand::Input(1),
@@ -221,7 +200,8 @@ impl Op for BatchNorm {
             Operand::Output(2),
             Operand::Output(0),
         ];
-        lowering.dispatch(&NORMALISE, &TILE, &walk, &operands, grid)
+        let kernel = walk.kernel(&NORMALISE, &NORMALISE_VEC4);
+        lowering.dispatch(kernel, &walk.constants(), &walk.params, &operands, walk.grid)
     }
 
     fn gradient(&self, gradient: &mut Gradient<'_>) -> Result<()> {
@@ -318,6 +298,9 @@ fn cases() -> Vec<Case> {
         case("one channel", &[1031, 1], 1.0),
         case("a tile and one", &[129, 65], 0.0),
         case("many splits", &[2, 47, 61, 3], 2.0),
+        case("channels by four", &[2, 5, 3, 8], 0.5).differentiate(&[0, 1, 2]),
+        case("four channels, many splits", &[2, 67, 71, 4], 2.0),
+        case("a tile and four", &[37, 260], 0.0),
         // The mean is rounded to f32, by up to 4.9e-4 at 1e4, and y moves by as much times the weight.
         case("mean far from zero", &[999, 5], 1e4).relative(1e-3),
         Case::new("channel without variance", op, constant_channel),

@@ -7,17 +7,18 @@ use crate::case::{Case, OpEntry, normal, uniform};
 use crate::host::Array;
 use crate::kernel::{Kernel, ParamBlock, read, write};
 use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_one};
-use crate::ops::batch_norm::{TILE, check, example, walk};
+use crate::ops::batch_norm::{check, example};
 use crate::ops::sum_rows::sum_rows;
-use crate::{Error, Result, Shape, TensorDesc};
+use crate::ops::walk::{self, RowsParams, Walk};
+use crate::{Error, Result, TensorDesc};
 
 crate::param_block! {
-    /// Parameters of `batch_norm_eval.wgsl` and `batch_norm_eval_grad.wgsl`.
+    /// Parameters of `batch_norm_eval*.wgsl`.
     pub struct BatchNormEvalParams {
         /// Rows of `x`, all dimensions but the innermost.
         rows: u32,
-        /// Channels, the innermost dimension.
-        channels: u32,
+        /// Columns: channels, or vectors of four of them.
+        columns: u32,
         /// Rows that one workgroup walks.
         rows_per_split: u32,
         /// Added to the variance.
@@ -25,29 +26,33 @@ crate::param_block! {
     }
 }
 
-static EVAL: Kernel = Kernel {
+const EVAL_KERNEL: Kernel = Kernel {
     shader: "batch_norm_eval",
     entry: "main",
     params: BatchNormEvalParams::FIELDS,
     bindings: &[read("x"), read("weight"), read("bias"), read("mean"), read("variance"), write("y")],
-    constants: &["COLUMNS", "LANES"],
+    constants: walk::CONSTANTS,
     subgroups: false,
 };
+static EVAL: Kernel = EVAL_KERNEL;
+static EVAL_VEC4: Kernel = Kernel { shader: "batch_norm_eval_vec4", ..EVAL_KERNEL };
 
-static EVAL_GRAD: Kernel = Kernel {
+const EVAL_GRAD_KERNEL: Kernel = Kernel {
     shader: "batch_norm_eval_grad",
     entry: "main",
     params: BatchNormEvalParams::FIELDS,
     bindings: &[read("weight"), read("variance"), read("dy"), write("dx")],
-    constants: &["COLUMNS", "LANES"],
+    constants: walk::CONSTANTS,
     subgroups: false,
 };
+static EVAL_GRAD: Kernel = EVAL_GRAD_KERNEL;
+static EVAL_GRAD_VEC4: Kernel = Kernel { shader: "batch_norm_eval_grad_vec4", ..EVAL_GRAD_KERNEL };
 
 /// The registry's entry for [`BatchNormEval`].
-pub const ENTRY: OpEntry = OpEntry { name: "batch_norm_eval", cases, kernels: &[&EVAL] };
+pub const ENTRY: OpEntry = OpEntry { name: "batch_norm_eval", cases, kernels: &[&EVAL, &EVAL_VEC4] };
 /// The registry's entry for [`BatchNormEvalGrad`].
 pub const GRAD_ENTRY: OpEntry =
-    OpEntry { name: "batch_norm_eval_grad", cases: grad_cases, kernels: &[&EVAL_GRAD] };
+    OpEntry { name: "batch_norm_eval_grad", cases: grad_cases, kernels: &[&EVAL_GRAD, &EVAL_GRAD_VEC4] };
 
 /// Records batch normalisation with given statistics: `x` `[..., C]`; `weight`, `bias`, `mean`, `var` `[C]` ->
 /// `[..., C]`.
@@ -63,16 +68,10 @@ pub fn batch_norm_eval(
     push_one(record, BatchNormEval { eps }, &[x, weight, bias, mean, var])
 }
 
-/// The launch of both kernels over `x`.
-fn launch(lowering: &Lowering<'_>, x: &Shape, eps: f32) -> Result<(BatchNormEvalParams, [u32; 3])> {
-    let (_, walk, grid) = walk(lowering, x)?;
-    let params = BatchNormEvalParams {
-        rows: walk.rows,
-        channels: walk.channels,
-        rows_per_split: walk.rows_per_split,
-        eps,
-    };
-    Ok((params, grid))
+/// The parameters of both kernels on a walk.
+fn params(walk: &Walk, eps: f32) -> BatchNormEvalParams {
+    let RowsParams { rows, columns, rows_per_split } = walk.params;
+    BatchNormEvalParams { rows, columns, rows_per_split, eps }
 }
 
 /// The op `batch_norm_eval`: `x, weight, bias, mean, var -> y`.
@@ -101,7 +100,7 @@ impl Op for BatchNormEval {
     }
 
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
-        let (params, grid) = launch(lowering, &lowering.input(0)?.shape, self.eps)?;
+        let walk = Walk::elementwise(lowering, &lowering.input(0)?.shape)?;
         let operands = [
             Operand::Input(0),
             Operand::Input(1),
@@ -110,7 +109,8 @@ impl Op for BatchNormEval {
             Operand::Input(4),
             Operand::Output(0),
         ];
-        lowering.dispatch(&EVAL, &TILE, &params, &operands, grid)
+        let kernel = walk.kernel(&EVAL, &EVAL_VEC4);
+        lowering.dispatch(kernel, &walk.constants(), &params(&walk, self.eps), &operands, walk.grid)
     }
 
     fn gradient(&self, gradient: &mut Gradient<'_>) -> Result<()> {
@@ -177,9 +177,10 @@ impl Op for BatchNormEvalGrad {
     }
 
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
-        let (params, grid) = launch(lowering, &lowering.input(2)?.shape, self.eps)?;
+        let walk = Walk::elementwise(lowering, &lowering.input(2)?.shape)?;
         let operands = [Operand::Input(0), Operand::Input(1), Operand::Input(2), Operand::Output(0)];
-        lowering.dispatch(&EVAL_GRAD, &TILE, &params, &operands, grid)
+        let kernel = walk.kernel(&EVAL_GRAD, &EVAL_GRAD_VEC4);
+        lowering.dispatch(kernel, &walk.constants(), &params(&walk, self.eps), &operands, walk.grid)
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
@@ -197,11 +198,13 @@ impl Op for BatchNormEvalGrad {
     }
 }
 
-const SHAPES: [(&str, &[usize]); 5] = [
+const SHAPES: [(&str, &[usize]); 7] = [
     ("one row", &[1, 5]),
     ("images, odd sizes", &[2, 3, 5, 9]),
     ("one channel", &[1031, 1]),
     ("a tile and one", &[129, 65]),
+    ("channels by four", &[2, 5, 3, 8]),
+    ("a tile and four", &[37, 260]),
     ("perf", &[32, 28, 28, 128]),
 ];
 

@@ -8,11 +8,12 @@ use crate::case::{Case, Input, OpEntry, normal, uniform};
 use crate::host::Array;
 use crate::kernel::{Kernel, ParamBlock, read, write};
 use crate::op::{Cost, Lowering, Op, Operand};
-use crate::ops::batch_norm::{RowsParams, TILE, check, example, walk};
+use crate::ops::batch_norm::{check, example};
 use crate::ops::sum_rows;
+use crate::ops::walk::{self, RowsParams, Walk};
 use crate::{Error, Result, TensorDesc};
 
-static GRAD_WEIGHT: Kernel = Kernel {
+const GRAD_WEIGHT_KERNEL: Kernel = Kernel {
     shader: "batch_norm_grad_weight",
     entry: "main",
     params: RowsParams::FIELDS,
@@ -24,11 +25,13 @@ static GRAD_WEIGHT: Kernel = Kernel {
         write("partial_weight"),
         write("partial_bias"),
     ],
-    constants: &["COLUMNS", "LANES"],
+    constants: walk::CONSTANTS,
     subgroups: false,
 };
+static GRAD_WEIGHT: Kernel = GRAD_WEIGHT_KERNEL;
+static GRAD_WEIGHT_VEC4: Kernel = Kernel { shader: "batch_norm_grad_weight_vec4", ..GRAD_WEIGHT_KERNEL };
 
-static GRAD_INPUT: Kernel = Kernel {
+const GRAD_INPUT_KERNEL: Kernel = Kernel {
     shader: "batch_norm_grad_input",
     entry: "main",
     params: RowsParams::FIELDS,
@@ -42,16 +45,21 @@ static GRAD_INPUT: Kernel = Kernel {
         read("dbias"),
         write("dx"),
     ],
-    constants: &["COLUMNS", "LANES"],
+    constants: walk::CONSTANTS,
     subgroups: false,
 };
+static GRAD_INPUT: Kernel = GRAD_INPUT_KERNEL;
+static GRAD_INPUT_VEC4: Kernel = Kernel { shader: "batch_norm_grad_input_vec4", ..GRAD_INPUT_KERNEL };
 
 /// The registry's entry for [`BatchNormGradInput`].
 pub const INPUT_ENTRY: OpEntry =
-    OpEntry { name: "batch_norm_grad_input", cases: input_cases, kernels: &[&GRAD_INPUT] };
+    OpEntry { name: "batch_norm_grad_input", cases: input_cases, kernels: &[&GRAD_INPUT, &GRAD_INPUT_VEC4] };
 /// The registry's entry for [`BatchNormGradWeight`].
-pub const WEIGHT_ENTRY: OpEntry =
-    OpEntry { name: "batch_norm_grad_weight", cases, kernels: &[&GRAD_WEIGHT, &sum_rows::KERNEL] };
+pub const WEIGHT_ENTRY: OpEntry = OpEntry {
+    name: "batch_norm_grad_weight",
+    cases,
+    kernels: &[&GRAD_WEIGHT, &GRAD_WEIGHT_VEC4, &sum_rows::KERNEL],
+};
 
 /// The op `batch_norm_grad_weight`: `x, mean, inv_std, dy -> dweight, dbias`; `x` and `dy` `[..., C]`, the others `[C]`.
 #[derive(Debug, Clone, Copy)]
@@ -78,12 +86,12 @@ impl Op for BatchNormGradWeight {
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
         let x = &lowering.input(0)?.shape;
         let channels = x.last();
-        let (split, params, grid) = walk(lowering, x)?;
+        let walk = Walk::reduction(lowering, x)?;
         let outputs = [Operand::Output(0), Operand::Output(1)];
-        let partials = if split.splits == 1 {
+        let partials = if walk.splits == 1 {
             outputs
         } else {
-            let bytes = split.partial_bytes(channels);
+            let bytes = walk.partial_bytes(channels);
             [lowering.workspace(bytes), lowering.workspace(bytes)]
         };
         let operands = [
@@ -94,10 +102,11 @@ impl Op for BatchNormGradWeight {
             partials[0],
             partials[1],
         ];
-        lowering.dispatch(&GRAD_WEIGHT, &TILE, &params, &operands, grid)?;
-        if split.splits > 1 {
+        let kernel = walk.kernel(&GRAD_WEIGHT, &GRAD_WEIGHT_VEC4);
+        lowering.dispatch(kernel, &walk.constants(), &walk.params, &operands, walk.grid)?;
+        if walk.splits > 1 {
             for (partial, output) in partials.into_iter().zip(outputs) {
-                sum_rows::lower_sum(lowering, partial, output, split.splits, channels, 1.0)?;
+                sum_rows::lower_sum(lowering, partial, output, walk.splits, channels, 1.0)?;
             }
         }
         Ok(())
@@ -153,7 +162,7 @@ impl Op for BatchNormGradInput {
     }
 
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
-        let (_, params, grid) = walk(lowering, &lowering.input(0)?.shape)?;
+        let walk = Walk::elementwise(lowering, &lowering.input(0)?.shape)?;
         let operands = [
             Operand::Input(0),
             Operand::Input(1),
@@ -164,7 +173,8 @@ impl Op for BatchNormGradInput {
             Operand::Input(6),
             Operand::Output(0),
         ];
-        lowering.dispatch(&GRAD_INPUT, &TILE, &params, &operands, grid)
+        let kernel = walk.kernel(&GRAD_INPUT, &GRAD_INPUT_VEC4);
+        lowering.dispatch(kernel, &walk.constants(), &walk.params, &operands, walk.grid)
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
@@ -192,12 +202,15 @@ fn check_upstream(op: &str, x: &TensorDesc, dy: &TensorDesc) -> Result<()> {
     Ok(())
 }
 
-const SHAPES: [(&str, &[usize]); 5] = [
+const SHAPES: [(&str, &[usize]); 8] = [
     ("vectors, odd sizes", &[17, 7]),
     ("images, odd sizes", &[2, 3, 5, 9]),
     ("one channel", &[1031, 1]),
     ("a tile and one", &[129, 65]),
     ("many splits", &[2, 47, 61, 3]),
+    ("channels by four", &[2, 5, 3, 8]),
+    ("four channels, many splits", &[2, 67, 71, 4]),
+    ("a tile and four", &[37, 260]),
 ];
 const PERF: &[usize] = &[32, 28, 28, 128];
 

@@ -27,6 +27,7 @@ pub mod scale;
 pub mod sgd;
 pub mod sum_all;
 pub mod sum_rows;
+mod walk;
 
 /// Every op of the runtime, sorted by name.
 pub const REGISTRY: &[OpEntry] = &[

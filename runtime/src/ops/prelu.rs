@@ -8,53 +8,39 @@ use crate::host::Array;
 use crate::kernel::{Kernel, ParamBlock, read, write};
 use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_many, push_one};
 use crate::ops::sum_rows;
+use crate::ops::walk::{self, RowsParams, Walk};
 use crate::{Error, Result, TensorDesc};
 
-crate::param_block! {
-    /// Parameters of `prelu.wgsl`.
-    pub struct PreluParams {
-        /// Elements of `x`.
-        len: u32,
-        /// Elements of `slope`.
-        channels: u32,
-    }
-}
-
-static PRELU: Kernel = Kernel {
+const PRELU_KERNEL: Kernel = Kernel {
     shader: "prelu",
     entry: "main",
-    params: PreluParams::FIELDS,
+    params: RowsParams::FIELDS,
     bindings: &[read("x"), read("slope"), write("y")],
-    constants: &["WORKGROUP"],
+    constants: walk::CONSTANTS,
     subgroups: false,
 };
+static PRELU: Kernel = PRELU_KERNEL;
+static PRELU_VEC4: Kernel = Kernel { shader: "prelu_vec4", ..PRELU_KERNEL };
 
-crate::param_block! {
-    /// Parameters of `prelu_grad.wgsl`.
-    pub struct PreluGradParams {
-        /// Rows of `x`, all dimensions but the innermost.
-        rows: u32,
-        /// Elements of `slope`.
-        channels: u32,
-        /// Rows that one workgroup walks.
-        rows_per_split: u32,
-    }
-}
-
-static PRELU_GRAD: Kernel = Kernel {
+const PRELU_GRAD_KERNEL: Kernel = Kernel {
     shader: "prelu_grad",
     entry: "main",
-    params: PreluGradParams::FIELDS,
+    params: RowsParams::FIELDS,
     bindings: &[read("x"), read("slope"), read("dy"), write("dx"), write("partial")],
-    constants: &["WORKGROUP"],
+    constants: walk::CONSTANTS,
     subgroups: false,
 };
+static PRELU_GRAD: Kernel = PRELU_GRAD_KERNEL;
+static PRELU_GRAD_VEC4: Kernel = Kernel { shader: "prelu_grad_vec4", ..PRELU_GRAD_KERNEL };
 
 /// The registry's entry for [`Prelu`].
-pub const ENTRY: OpEntry = OpEntry { name: "prelu", cases, kernels: &[&PRELU] };
+pub const ENTRY: OpEntry = OpEntry { name: "prelu", cases, kernels: &[&PRELU, &PRELU_VEC4] };
 /// The registry's entry for [`PreluGrad`].
-pub const GRAD_ENTRY: OpEntry =
-    OpEntry { name: "prelu_grad", cases: grad_cases, kernels: &[&PRELU_GRAD, &sum_rows::KERNEL] };
+pub const GRAD_ENTRY: OpEntry = OpEntry {
+    name: "prelu_grad",
+    cases: grad_cases,
+    kernels: &[&PRELU_GRAD, &PRELU_GRAD_VEC4, &sum_rows::KERNEL],
+};
 
 /// Records `prelu(x, slope)`: `x` `[..., C]`, `slope` `[C]` -> `[..., C]`.
 pub fn prelu(record: &mut dyn Record, x: TensorId, slope: TensorId) -> Result<TensorId> {
@@ -90,11 +76,10 @@ impl Op for Prelu {
     }
 
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
-        let x = &lowering.input(0)?.shape;
-        let params = PreluParams { len: lowering.size(x.elements())?, channels: lowering.size(x.last())? };
-        let grid = lowering.fold(x.elements().div_ceil(256))?;
+        let walk = Walk::elementwise(lowering, &lowering.input(0)?.shape)?;
         let operands = [Operand::Input(0), Operand::Input(1), Operand::Output(0)];
-        lowering.dispatch(&PRELU, &[("WORKGROUP", 256.0)], &params, &operands, grid)
+        let kernel = walk.kernel(&PRELU, &PRELU_VEC4);
+        lowering.dispatch(kernel, &walk.constants(), &walk.params, &operands, walk.grid)
     }
 
     fn gradient(&self, gradient: &mut Gradient<'_>) -> Result<()> {
@@ -142,18 +127,20 @@ impl Op for PreluGrad {
 
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
         let x = &lowering.input(0)?.shape;
-        let (rows, channels) = (x.rows(), x.last());
-        let split = sum_rows::Split::choose(lowering.caps(), rows, channels);
-        let partial = lowering.workspace(split.partial_bytes(channels));
-        let params = PreluGradParams {
-            rows: lowering.size(rows)?,
-            channels: lowering.size(channels)?,
-            rows_per_split: lowering.size(split.rows_per_split)?,
+        let channels = x.last();
+        let walk = Walk::reduction(lowering, x)?;
+        let dslope = Operand::Output(1);
+        let partial = match walk.splits {
+            1 => dslope,
+            _ => lowering.workspace(walk.partial_bytes(channels)),
         };
         let operands = [Operand::Input(0), Operand::Input(1), Operand::Input(2), Operand::Output(0), partial];
-        let grid = [lowering.size(channels.div_ceil(64))?, lowering.size(split.splits)?, 1];
-        lowering.dispatch(&PRELU_GRAD, &[("WORKGROUP", 64.0)], &params, &operands, grid)?;
-        sum_rows::lower_sum(lowering, partial, Operand::Output(1), split.splits, channels, 1.0)
+        let kernel = walk.kernel(&PRELU_GRAD, &PRELU_GRAD_VEC4);
+        lowering.dispatch(kernel, &walk.constants(), &walk.params, &operands, walk.grid)?;
+        if walk.splits > 1 {
+            sum_rows::lower_sum(lowering, partial, dslope, walk.splits, channels, 1.0)?;
+        }
+        Ok(())
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
@@ -186,6 +173,10 @@ fn cases() -> Vec<Case> {
             .epsilon(1e-6),
         Case::new("one channel", Prelu, vec![normal([257, 1], 1.0, 3), uniform([1], 0.1, 0.3, 4)]),
         Case::new("huge and tiny", Prelu, vec![normal([2, 300], 1e30, 5), uniform([300], 1e-8, 1e-6, 6)]),
+        Case::new("channels by four", Prelu, vec![normal([2, 3, 5, 8], 1.0, 7), uniform([8], 0.01, 0.9, 8)])
+            .differentiate(&[0, 1])
+            .epsilon(1e-6),
+        Case::new("a tile and four", Prelu, vec![normal([37, 260], 1e30, 9), uniform([260], 1e-8, 0.9, 10)]),
         Case::new("perf", Prelu, vec![normal([32, 56, 56, 64], 1.0, 1), uniform([64], 0.01, 0.9, 2)]).perf(),
     ]
 }
@@ -208,6 +199,9 @@ fn grad_cases() -> Vec<Case> {
         case("many rows", &[2051, 3], 1.0),
         case("many channels", &[5, 131], 1.0),
         case("large", &[9, 66], 1e10),
+        case("channels by four", &[2, 5, 3, 8], 1.0),
+        case("four channels, many rows", &[9101, 4], 1.0),
+        case("a tile and four", &[37, 260], 1.0),
         case("perf", &[32, 56, 56, 64], 1.0).perf(),
     ]
 }
