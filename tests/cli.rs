@@ -163,7 +163,7 @@ fn ops_list_counts_cases() {
     let names: Vec<&str> = ops.iter().map(|op| op["name"].as_str().unwrap()).collect();
     assert!(names.is_sorted() && names.contains(&"add") && names.contains(&"epl_update"), "{names:?}");
     let add = &ops[names.iter().position(|name| *name == "add").unwrap()];
-    assert_eq!(add["kernels"], serde_json::json!(["add"]));
+    assert!(add["kernels"].as_array().unwrap().contains(&serde_json::json!("add")), "{}", add["kernels"]);
     assert!(add["cases"].as_u64().unwrap() > 0 && add["gradient_cases"].as_u64().unwrap() > 0);
 
     let text = epl(&["ops", "list", "add"]);
