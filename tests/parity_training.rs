@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::path::Path;
-use std::sync::Arc;
 
 use epl::data::Image;
 use epl::eval::embedder::Embedder;
@@ -12,7 +11,9 @@ use epl::head::{EplSettings, HeadSettings};
 use epl::interchange::safetensors::{StateDict, Value};
 use epl::model::{HEAD_QUEUE, Head, Model, ModelSpec};
 use epl::nn::{IrNetwork, Role};
-use epl::train::step::{StepGraph, StepOptions, StepResult, record_step};
+use epl::train::step::{StepGraph, StepInputs, StepOptions, StepResult, record_step};
+use epl_runtime::case::Tolerance;
+use epl_runtime::inspect::find_divergence;
 use epl_runtime::{Device, DeviceOptions, Session, SessionOptions};
 
 const STEPS: usize = 4;
@@ -83,17 +84,38 @@ fn spec() -> ModelSpec {
     ModelSpec::new("ir18", network, Some(Head { settings, classes: 10 })).unwrap()
 }
 
-fn device(shader_checks: bool) -> Arc<Device> {
-    Device::open(&DeviceOptions { shader_checks, ..DeviceOptions::default() }).unwrap()
-}
-
-fn options(empirical: bool) -> StepOptions {
+fn step_options(empirical: bool) -> StepOptions {
     StepOptions { batch: BATCH, momentum: 0.9, weight_decay: 5e-4, clip_norm: 0.0, empirical }
 }
 
-fn run_parity(shader_checks: bool) {
+/// Writes the inputs of golden step `step`.
+fn write_inputs(session: &mut Session, inputs: &StepInputs, golden: &StateDict, step: usize) {
+    let bytes = nhwc(integers(golden, &format!("step{step}.images")), 32);
+    let labels = integers(golden, &format!("step{step}.labels")).iter();
+    let labels: Vec<u32> = labels.map(|&v| u32::try_from(v).unwrap()).collect();
+    session.write(inputs.images.bytes, &bytes).unwrap();
+    session.write(inputs.images.mirror, bytemuck::cast_slice(&[0u32; BATCH])).unwrap();
+    session.write(inputs.labels, bytemuck::cast_slice(&labels)).unwrap();
+    session.write(inputs.lr, bytemuck::bytes_of(&LR)).unwrap();
+    session.write(inputs.seed, bytemuck::cast_slice(&[1u32, step as u32])).unwrap();
+}
+
+/// Relative error of the evaluation embeddings of the first step's images.
+fn embedding_error(model: &Model, golden: &StateDict) -> f64 {
+    let bytes = nhwc(integers(golden, "step0.images"), 32);
+    let mut embedder = Embedder::new(model, 3).unwrap();
+    let load = |index: usize| {
+        let rgb = bytes[index * 3072..(index + 1) * 3072].to_vec();
+        Ok(Image { rgb, height: 32, width: 32 })
+    };
+    let got = embedder.embed(BATCH, &load, true, &mut |_| {}).unwrap();
+    let want = floats(golden, "eval.embedding_flip_sum");
+    relative(&got, want, norm(want.iter().map(|&v| f64::from(v))))
+}
+
+fn run_parity(options: &DeviceOptions, embedding_tolerance: f64) {
     let golden = golden();
-    let device = device(shader_checks);
+    let device = Device::open(options).unwrap();
     let model = Model::allocate(spec(), &device).unwrap();
     let initial = with_prefix(&golden, "init.");
     assert_eq!(model.load(&initial, "golden").unwrap(), Vec::<String>::new());
@@ -101,7 +123,7 @@ fn run_parity(shader_checks: bool) {
     let mut sessions: Vec<(StepGraph, Session)> = [false, true]
         .into_iter()
         .map(|empirical| {
-            let recorded = record_step(&model.spec, &options(empirical)).unwrap();
+            let recorded = record_step(&model.spec, &step_options(empirical)).unwrap();
             let session_options = SessionOptions { poison: true, ..SessionOptions::default() };
             let session = Session::new(&recorded.graph, &model.store, session_options).unwrap();
             (recorded, session)
@@ -120,17 +142,7 @@ fn run_parity(shader_checks: bool) {
     let want_losses = floats(&golden, "losses");
     for step in 0..STEPS {
         let (recorded, session) = &mut sessions[usize::from(step >= EMPIRICAL_FROM)];
-        let bytes = nhwc(integers(&golden, &format!("step{step}.images")), 32);
-        let labels: Vec<u32> = integers(&golden, &format!("step{step}.labels"))
-            .iter()
-            .map(|&v| u32::try_from(v).unwrap())
-            .collect();
-        let inputs = recorded.inputs;
-        session.write(inputs.images.bytes, &bytes).unwrap();
-        session.write(inputs.images.mirror, bytemuck::cast_slice(&[0u32; BATCH])).unwrap();
-        session.write(inputs.labels, bytemuck::cast_slice(&labels)).unwrap();
-        session.write(inputs.lr, bytemuck::bytes_of(&LR)).unwrap();
-        session.write(inputs.seed, bytemuck::cast_slice(&[1u32, step as u32])).unwrap();
+        write_inputs(session, &recorded.inputs, &golden, step);
         session.step().unwrap();
         let done = session.flush().unwrap();
         let result = StepResult::unpack(&done.last().expect("one step is done").values).unwrap();
@@ -188,26 +200,52 @@ fn run_parity(shader_checks: bool) {
         }
     }
 
-    let bytes = nhwc(integers(&golden, "step0.images"), 32);
-    let mut embedder = Embedder::new(&model, 3).unwrap();
-    let load = |index: usize| {
-        let rgb = bytes[index * 3072..(index + 1) * 3072].to_vec();
-        Ok(Image { rgb, height: 32, width: 32 })
-    };
-    let got = embedder.embed(BATCH, &load, true, &mut |_| {}).unwrap();
-    let want = floats(&golden, "eval.embedding_flip_sum");
-    let scale = norm(want.iter().map(|&v| f64::from(v)));
-    check("embeddings".into(), relative(&got, want, scale), 1e-4);
+    check("embeddings after training".into(), embedding_error(&model, &golden), embedding_tolerance);
+    assert_eq!(model.load(&finals, "golden").unwrap(), Vec::<String>::new());
+    check("embeddings of the release's weights".into(), embedding_error(&model, &golden), 1e-4);
     println!("worst error: {worst:.3} of what is allowed");
     assert!(failures.is_empty(), "{} differences:\n{}", failures.len(), failures.join("\n"));
 }
 
 #[test]
 fn four_steps_equal_the_release_with_shader_checks() {
-    run_parity(true);
+    run_parity(&DeviceOptions { shader_checks: true, ..DeviceOptions::default() }, 1e-4);
 }
 
 #[test]
 fn four_steps_equal_the_release_without_shader_checks() {
-    run_parity(false);
+    run_parity(&DeviceOptions::default(), 1e-4);
+}
+
+#[test]
+fn four_steps_equal_the_release_within_the_limits_of_webgpu() {
+    run_parity(&DeviceOptions { webgpu_limits: true, ..DeviceOptions::default() }, 1e-4);
+}
+
+/// What a GPU would run: its kernels, its tiles, its split counts.
+///
+/// Sums in another order round differently, and a PReLU input that is zero but for rounding then takes the other slope:
+/// from there on two correct runs of this network (eight images, loss 54 to 23 in three steps) drift apart. Measured
+/// here: 3.5e-4 in the embeddings, with every other number within its tolerance, every op within 2e-5 of its
+/// reference (the next test), and the release's own weights embedded within 1e-4. Hence 1e-3 for the embeddings.
+#[test]
+fn four_steps_equal_the_release_with_the_kernels_of_gpus() {
+    run_parity(&DeviceOptions { gpu_kernels: true, ..DeviceOptions::default() }, 1e-3);
+}
+
+#[test]
+fn no_op_of_the_four_steps_diverges_from_its_reference_with_the_kernels_of_gpus() {
+    let golden = golden();
+    let device = Device::open(&DeviceOptions { gpu_kernels: true, ..DeviceOptions::default() }).unwrap();
+    let model = Model::allocate(spec(), &device).unwrap();
+    model.load(&with_prefix(&golden, "init."), "golden").unwrap();
+    // Twice the default for sums of up to 8192 terms, and an absolute part for means that cancel to nothing.
+    let tolerance = Tolerance { relative: 2e-5, absolute: 1e-6 };
+    for step in 0..STEPS {
+        let recorded = record_step(&model.spec, &step_options(step >= EMPIRICAL_FROM)).unwrap();
+        let mut session = Session::new(&recorded.graph, &model.store, SessionOptions::default()).unwrap();
+        write_inputs(&mut session, &recorded.inputs, &golden, step);
+        let found = find_divergence(&mut session, tolerance).unwrap();
+        assert!(found.is_none(), "step {step}: {}", found.unwrap());
+    }
 }

@@ -134,6 +134,16 @@ impl Graph {
                 "copy it with an op first",
             ));
         }
+        let alias = self
+            .tensors
+            .iter()
+            .find(|other| matches!(other.storage, Storage::View { base, .. } if base == tensor));
+        if let Some(alias) = alias {
+            return Err(Error::graph(
+                format!("{name} cannot be placed: {} shares its memory", alias.name),
+                "place it before it is reshaped, or copy it with an op first",
+            ));
+        }
         if let Some(tensor) = self.tensors.get_mut(tensor.0 as usize) {
             tensor.storage = Storage::View { base, offset };
         }

@@ -6,7 +6,7 @@ use std::fmt;
 
 use crate::caps::Caps;
 use crate::graph::{Graph, Node, Storage, VIEW_ALIGNMENT};
-use crate::op::{Dispatch, Lowering, Operand, TensorId};
+use crate::op::{Dispatch, Lowered, Lowering, Operand, TensorId};
 use crate::{Error, Result};
 
 /// A place in GPU memory.
@@ -109,13 +109,13 @@ impl Plan {
         let mut workspace_lives: Vec<Vec<usize>> = Vec::new();
         for (position, &index) in live.iter().enumerate() {
             let node = &graph.nodes()[index];
-            check_bindings(graph, node, caps)?;
             let lowered = Lowering::run(
                 node.op.as_ref(),
                 caps,
                 &graph.descs(&node.inputs),
                 &graph.descs(&node.outputs),
             )?;
+            check_bindings(graph, node, &lowered, caps)?;
             for &id in &node.outputs {
                 let (root, _) = graph.root(id);
                 let transient = graph.tensor(root).storage == Storage::Transient;
@@ -210,7 +210,9 @@ impl Plan {
                 *memory.persistent.entry(category).or_default() += tensor.desc.bytes();
             }
         }
-        Ok(Self { steps, slots, input_bytes, memory, places, lifetimes })
+        let plan = Self { steps, slots, input_bytes, memory, places, lifetimes };
+        check_buffers(graph, &plan, caps)?;
+        Ok(plan)
     }
 
     /// Where `tensor` lives; `None` where no node that runs makes it.
@@ -266,23 +268,54 @@ fn live_nodes(graph: &Graph) -> Vec<usize> {
     live
 }
 
-fn check_bindings(graph: &Graph, node: &Node, caps: &Caps) -> Result<()> {
-    for &id in node.inputs.iter().chain(&node.outputs) {
-        let tensor = graph.tensor(id);
-        // Ops over whole arenas bind them in ranges; everything that was inferred for one binding must fit it.
-        let whole_arena = matches!(tensor.storage, Storage::Persistent(_)) && tensor.desc.shape.rank() == 1;
-        if tensor.desc.bytes() > caps.max_binding_bytes && !whole_arena {
+/// Every part of a tensor or workspace that a dispatch binds must fit the adapter's largest binding.
+fn check_bindings(graph: &Graph, node: &Node, lowered: &Lowered, caps: &Caps) -> Result<()> {
+    let tensor = |id: Option<&TensorId>| id.map(|&id| graph.tensor(id));
+    for bound in lowered.dispatches.iter().flat_map(|dispatch| &dispatch.bindings) {
+        let (what, bytes) = match bound.operand {
+            Operand::Input(index) | Operand::Output(index) => {
+                let ids =
+                    if matches!(bound.operand, Operand::Input(_)) { &node.inputs } else { &node.outputs };
+                let Some(tensor) = tensor(ids.get(index)) else { return Err(missing(node, bound.operand)) };
+                (format!("tensor {} {}", tensor.name, tensor.desc), tensor.desc.bytes())
+            }
+            Operand::Workspace(index) => match lowered.workspaces.get(index) {
+                Some(&bytes) => (format!("workspace {index}"), bytes),
+                None => return Err(missing(node, bound.operand)),
+            },
+        };
+        let bytes = bound.range.map_or(bytes, |(_, length)| length);
+        if bytes > caps.max_binding_bytes {
             return Err(Error::Limit {
                 what: format!(
-                    "op {} (in {}): tensor {} {} takes {} bytes; this adapter binds at most {}",
+                    "op {} (in {}): {what} takes {bytes} bytes; this adapter binds at most {}",
                     node.op.name(),
                     node.scope,
-                    tensor.name,
-                    tensor.desc,
-                    tensor.desc.bytes(),
                     caps.max_binding_bytes
                 ),
                 hint: "use a smaller batch or a narrower network".into(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Every buffer must fit the adapter's largest.
+fn check_buffers(graph: &Graph, plan: &Plan, caps: &Caps) -> Result<()> {
+    let persistent =
+        graph.tensors().filter(|(_, tensor)| matches!(tensor.storage, Storage::Persistent(_))).map(
+            |(_, tensor)| (tensor.name.as_str(), tensor.desc.bytes(), "fewer classes or a narrower network"),
+        );
+    let slots = plan.slots.iter().map(|&bytes| ("a slot of activations", bytes, "a smaller batch"));
+    let inputs = ("the inputs of a step", plan.input_bytes, "a smaller batch");
+    for (what, bytes, remedy) in persistent.chain(slots).chain([inputs]) {
+        if bytes > caps.max_buffer_bytes {
+            return Err(Error::Limit {
+                what: format!(
+                    "{what} takes {bytes} bytes; this adapter has buffers of at most {}",
+                    caps.max_buffer_bytes
+                ),
+                hint: format!("use {remedy}"),
             });
         }
     }

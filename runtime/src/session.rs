@@ -72,6 +72,8 @@ impl Mapping {
 struct Flight {
     upload: Option<(wgpu::Buffer, Arc<Mapping>)>,
     download: Option<(wgpu::Buffer, Arc<Mapping>)>,
+    /// Set when the step is done; what tells so where there is nothing to map.
+    done: Arc<Mapping>,
     submitted: Option<(u64, wgpu::SubmissionIndex)>,
 }
 
@@ -268,7 +270,7 @@ impl Session {
             let read = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
             let upload = staging("upload", self.plan.input_bytes, write, true)?;
             let download = staging("download", bytes, read, false)?;
-            self.flights.push(Flight { upload, download, submitted: None });
+            self.flights.push(Flight { upload, download, done: Arc::default(), submitted: None });
         }
         self.device.poll()
     }
@@ -430,6 +432,13 @@ impl Session {
             if let Some((buffer, mapping)) = &flight.download {
                 mapping.request(buffer, wgpu::MapMode::Read);
             }
+            if flight.upload.is_none() && flight.download.is_none() {
+                flight.done.0.store(Mapping::PENDING, Ordering::Release);
+                let done = flight.done.clone();
+                self.device
+                    .queue
+                    .on_submitted_work_done(move || done.0.store(Mapping::READY, Ordering::Release));
+            }
             flight.submitted = Some((step, submission));
         }
         self.next = (self.next + 1) % self.flights.len().max(1);
@@ -529,6 +538,7 @@ fn flight_ready(flight: &Flight) -> Result<bool> {
     let upload = flight.upload.as_ref().map_or(Ok(true), |(_, mapping)| mapping.ready())?;
     let download = match (&flight.submitted, &flight.download) {
         (Some(_), Some((_, mapping))) => mapping.ready()?,
+        (Some(_), None) if flight.upload.is_none() => flight.done.ready()?,
         _ => true,
     };
     Ok(upload && download)

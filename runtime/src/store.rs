@@ -1,6 +1,7 @@
 //! Persistent tensors: weights, optimiser state, running statistics. They outlive plans and are shared by them.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::device::Device;
@@ -15,12 +16,17 @@ struct Stored {
 pub struct Store {
     device: Arc<Device>,
     tensors: Mutex<BTreeMap<String, Stored>>,
+    writes: AtomicU32,
 }
+
+/// Writes that may be pending before they are handed to the queue: more than about 64 were seen to corrupt early ones,
+/// and each holds staging memory.
+const PENDING_WRITES: u32 = 32;
 
 impl Store {
     /// An empty store.
     pub fn new(device: &Arc<Device>) -> Self {
-        Self { device: device.clone(), tensors: Mutex::default() }
+        Self { device: device.clone(), tensors: Mutex::default(), writes: AtomicU32::new(0) }
     }
 
     /// The device that the tensors live on.
@@ -74,6 +80,10 @@ impl Store {
         let (desc, buffer) = self.find(name)?;
         self.check_range(name, &desc, offset, bytes.len() as u64)?;
         self.device.queue.write_buffer(&buffer, offset, bytes);
+        if self.writes.fetch_add(1, Ordering::Relaxed) % PENDING_WRITES == PENDING_WRITES - 1 {
+            // A submission without commands carries the pending writes.
+            self.device.queue.submit([]);
+        }
         self.device.check()
     }
 

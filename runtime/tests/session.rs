@@ -8,7 +8,8 @@ use epl_runtime::autodiff::backward;
 use epl_runtime::case::{Tolerance, normal};
 use epl_runtime::inspect::{find_divergence, profile};
 use epl_runtime::interpret::{Values, interpret};
-use epl_runtime::op::{Cost, Lowering, Op, push_one};
+use epl_runtime::kernel::Kernel;
+use epl_runtime::op::{Cost, Lowering, Op, Operand, push_one};
 use epl_runtime::ops::{add, prelu, reshape, sum_all};
 use epl_runtime::{
     Array, Caps, Device, DeviceOptions, Graph, HostTensor, Plan, PlanOptions, Record, Result, Session,
@@ -308,4 +309,86 @@ fn the_same_inputs_give_the_same_bits() {
         values.iter().flat_map(|value| value.bytes().to_vec()).collect::<Vec<u8>>()
     };
     assert_eq!(bits(), bits());
+}
+
+#[test]
+fn a_tensor_that_shares_its_memory_cannot_be_placed() {
+    let mut graph = Graph::new();
+    let arena = graph.persistent("arena", TensorDesc::f32([256]), "gradients").unwrap();
+    let x = graph.input("x", TensorDesc::f32([6, 5])).unwrap();
+    let y = add::add(&mut graph, x, x).unwrap();
+    let z = add::add(&mut graph, x, y).unwrap();
+    reshape::reshape(&mut graph, y, [30]).unwrap();
+    let error = graph.place(y, arena, 0).unwrap_err();
+    assert!(error.to_string().contains("shares its memory"), "{error}");
+    assert!(graph.place(z, arena, 4).is_err(), "an offset that no adapter accepts");
+    graph.place(z, arena, 256).unwrap();
+    assert!(graph.place(z, arena, 512).is_err(), "placed twice");
+}
+
+#[test]
+fn a_session_without_inputs_and_results_does_not_run_away() {
+    let mut graph = Graph::new();
+    let slope = graph.persistent("slope", TensorDesc::f32([5]), "weights").unwrap();
+    let y = add::add(&mut graph, slope, slope).unwrap();
+    graph.keep(y);
+    let device = device();
+    let store = Store::new(&device);
+    let mut session = Session::new(&graph, &store, SessionOptions::default()).unwrap();
+    store.write("slope", &drawn([5], 1.0, 1)).unwrap();
+    for step in 0..50 {
+        assert_eq!(session.step().unwrap(), step);
+    }
+    session.flush().unwrap();
+    let (got, slope) = (session.read(y).unwrap(), drawn([5], 1.0, 1));
+    for (y, x) in got.as_f32().unwrap().iter().zip(slope.as_f32().unwrap()) {
+        assert_eq!(*y, 2.0 * x);
+    }
+}
+
+/// An op that needs a workspace of a gigabyte.
+#[derive(Debug)]
+struct Greedy;
+
+impl Op for Greedy {
+    fn name(&self) -> &'static str {
+        "greedy"
+    }
+    fn infer(&self, inputs: &[TensorDesc]) -> Result<Vec<TensorDesc>> {
+        add::Add.infer(inputs)
+    }
+    fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
+        let workspace = lowering.workspace(1 << 30);
+        let kernel: &'static Kernel = add::ENTRY.kernels[0];
+        let params = add::AddParams::default();
+        let operands = [workspace, Operand::Input(0), Operand::Output(0)];
+        lowering.dispatch(kernel, &[], &params, &operands, [1, 1, 1])
+    }
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        add::Add.reference(inputs)
+    }
+    fn cost(&self, inputs: &[TensorDesc], outputs: &[TensorDesc]) -> Cost {
+        add::Add.cost(inputs, outputs)
+    }
+}
+
+#[test]
+fn a_workspace_over_the_binding_limit_is_refused_when_planned() {
+    let mut graph = Graph::new();
+    let x = graph.input("x", TensorDesc::f32([6])).unwrap();
+    graph.set_scope("here");
+    let y = push_one(&mut graph, Greedy, &[x, x]).unwrap();
+    graph.keep(y);
+    let error = Plan::new(&graph, &Caps::WEBGPU, PlanOptions::default()).unwrap_err().to_string();
+    for part in ["greedy", "here", "workspace", "1073741824", "134217728"] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn a_persistent_tensor_over_the_largest_buffer_is_refused_when_planned() {
+    let mut graph = Graph::new();
+    graph.persistent("weights", TensorDesc::f32([1 << 28]), "weights").unwrap();
+    let error = Plan::new(&graph, &Caps::WEBGPU, PlanOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("weights takes 1073741824 bytes"), "{error}");
 }

@@ -21,10 +21,20 @@ pub struct Embedder {
 }
 
 impl Embedder {
-    /// Records `model`'s backbone for batches of `batch` images.
-    pub fn new(model: &Model, batch: usize) -> Result<Self> {
+    /// Records `model`'s backbone for batches of `most` images, or of half as many, and so on, where the adapter does
+    /// not hold a larger one.
+    pub fn new(model: &Model, most: usize) -> Result<Self> {
+        let mut batch = most.max(1);
+        loop {
+            match Self::with_batch(model, batch) {
+                Err(Error::Runtime(epl_runtime::Error::Limit { .. })) if batch > 1 => batch /= 2,
+                other => return other,
+            }
+        }
+    }
+
+    fn with_batch(model: &Model, batch: usize) -> Result<Self> {
         let network = &model.spec.network;
-        let batch = batch.max(1);
         let mut graph = Graph::new();
         let parameters = model.spec.parameters.declare(&mut graph)?;
         let images = record_images(&mut graph, batch, network.input)?;
@@ -32,6 +42,11 @@ impl Embedder {
         graph.fetch(embedding);
         let session = Session::new(&graph, &model.store, SessionOptions::default())?;
         Ok(Self { session, images, batch, size: network.input, dimension: network.embedding })
+    }
+
+    /// Images that one step embeds.
+    pub fn batch(&self) -> usize {
+        self.batch
     }
 
     /// Length of an embedding.

@@ -134,7 +134,16 @@ impl Trainer {
         };
         let mut trainer =
             Self { config, device: device.clone(), dataset, loader, sets, model, session: None };
-        // Whatever does not fit the adapter is found now, before anything is written.
+        // Whatever does not fit the adapter is found now, before anything is written: the evaluation, the graph with
+        // the empirical branch, which is the larger one, and that of the first epoch.
+        if !trainer.sets.is_empty() {
+            Embedder::new(&trainer.model, EVALUATION_BATCH)?;
+        }
+        if let Some(epl) = trainer.config.head.epl
+            && epl.start_epoch <= trainer.config.train.epochs
+        {
+            trainer.session_for(epl.start_epoch)?;
+        }
         trainer.session_for(1)?;
         Ok((trainer, left))
     }
@@ -234,11 +243,14 @@ impl Trainer {
             let prototypes = self.prototypes(epoch, &progress)?;
             folder.metrics.append(&Record::Prototypes(prototypes.clone()))?;
             observer.epoch(epoch, outcome.loss, Some(&prototypes));
+            if epoch == self.config.train.epochs || progress.submitted >= total {
+                // Before the last evaluation, so that nothing that happens there loses the run.
+                self.model.state_dict(outcome.steps)?.write(&folder.weights_path())?;
+            }
             outcome.evaluations = self.evaluate(epoch, progress.submitted, folder, observer)?;
         }
         let images = outcome.steps as f64 * self.config.train.batch_size as f64;
         outcome.images_per_second = images / outcome.train_seconds.max(1e-9);
-        self.model.state_dict(outcome.steps)?.write(&folder.weights_path())?;
         observer.end();
         Ok(outcome)
     }

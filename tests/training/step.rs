@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use epl::config::{Config, HeadKind};
-use epl::model::Model;
-use epl::nn::Role;
+use epl::eval::embedder::Embedder;
+use epl::model::{Model, ModelSpec};
 use epl::nn::input::packed_bytes;
+use epl::nn::{IrNetwork, Role};
 use epl::train::step::{StepInputs, StepOptions, StepResult, record_step};
 use epl::train::trainer::{spec_of, step_options};
 use epl_runtime::case::Tolerance;
 use epl_runtime::inspect::find_divergence;
-use epl_runtime::{Caps, Device, Plan, PlanOptions, Session, SessionOptions};
+use epl_runtime::{Caps, Device, DeviceOptions, Plan, PlanOptions, Session, SessionOptions};
 
 use super::{BATCH, IDENTITIES, config, device, faces, fresh_device, head};
 
@@ -191,4 +192,14 @@ fn a_training_step_shares_its_memory() {
         assert_eq!(unshared.slots, unshared.without_sharing);
         assert_eq!(unshared.without_sharing, memory.without_sharing);
     }
+}
+
+/// At 112 x 112 the first layer of 64 images does not fit one binding of 128 MiB. Evaluation must not fail for it.
+#[test]
+fn the_evaluation_batch_halves_until_it_fits() {
+    let spec = ModelSpec::new("ir18", IrNetwork::named("ir18").unwrap(), None).unwrap();
+    let device = Device::open(&DeviceOptions { webgpu_limits: true, ..DeviceOptions::default() }).unwrap();
+    let model = Model::allocate(spec, &device).unwrap();
+    let embedder = Embedder::new(&model, 64).unwrap();
+    assert!((1..64).contains(&embedder.batch()), "{}", embedder.batch());
 }
