@@ -30,7 +30,7 @@ impl Place {
     }
 
     fn train(&self, config: Config, data: Arc<dyn Dataset>) -> Result<()> {
-        run_on(config, &device(), data, Vec::new(), &mut Silent).map(|_| ())
+        run_on(config, &device(), data, Vec::new(), false, &mut Silent).map(|_| ())
     }
 
     /// Writes the folder of identity folders that `train` is to read. Image `odd` has another size.
@@ -196,6 +196,28 @@ fn a_finished_run_is_left_alone() {
     other.train.seed = 99;
     refused(place.train(other, faces()), 2, &["finished run", "run"]);
     assert!(contents(&place.out()) == before, "the finished run was changed");
+}
+
+#[test]
+fn only_a_run_on_the_same_data_is_replaced() {
+    let place = Place::new();
+    let replace =
+        |config: Config| run_on(config, &device(), faces(), Vec::new(), true, &mut Silent).map(|_| ());
+    place.train(place.config(), faces()).unwrap();
+    let before = contents(&place.out());
+    // Neither a run on other data nor a configuration that cannot start takes its place.
+    let mut other = place.config();
+    other.data.train = "other faces".into();
+    refused(replace(other), 2, &["finished run on other data"]);
+    let mut wrong = place.config();
+    wrong.train.batch_size = 1000;
+    refused(replace(wrong), 2, &["train.batch_size"]);
+    assert!(contents(&place.out()) == before, "the finished run was changed");
+    let mut again = place.config();
+    again.train.seed = 99;
+    replace(again.clone()).unwrap();
+    assert_eq!(Config::load(&place.out().join("config.toml"), &[]).unwrap(), again);
+    assert!(contents(&place.out()) != before);
 }
 
 #[test]
