@@ -6,6 +6,10 @@ use std::sync::Arc;
 
 use epl::config::{Config, HeadKind};
 use epl::data::Dataset;
+use epl::eval::embedder::Embedder;
+use epl::interchange::safetensors::StateDict;
+use epl::model::{Model, ModelSpec};
+use epl::train::trainer::spec_of;
 use epl::train::{Silent, run, run_on};
 use epl::{Error, Result};
 
@@ -110,6 +114,37 @@ fn weights_of_another_network() {
     wider.train.out = place.folder.path().join("wider");
     refused(place.train(wider.clone(), faces()), 1, &["model.safetensors", "conv1.weight", "[8, 3, 3, 3]"]);
     assert!(!wider.train.out.exists(), "a folder was left behind");
+}
+
+#[test]
+fn weights_whose_metadata_describe_an_impossible_network() {
+    for (key, value) in [
+        ("width", "9000000000000000000"),
+        ("embedding", "9000000000000000000"),
+        ("blocks", "[9000000000000000000, 1, 1, 1]"),
+        ("input", "[9000000000000000000, 16]"),
+    ] {
+        let mut dict = StateDict::default();
+        dict.metadata.insert(key.to_owned(), value.to_owned());
+        let spec = ModelSpec::from_state_dict(&dict, Some("ir18"), "w.safetensors");
+        refused(spec.map(|_| ()), 2, &[&format!("model.{key}")]);
+    }
+}
+
+#[test]
+fn the_first_bad_image_is_the_one_named() {
+    let place = Place::new();
+    let spec = spec_of(&place.config(), IDENTITIES as usize).unwrap();
+    let model = Model::new(spec, &device(), 1).unwrap();
+    let mut embedder = Embedder::new(&model, 8).unwrap();
+    let load = |index: usize| {
+        // The lowest index fails last in time.
+        if index == 0 {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        Err(Error::data(format!("image {index}"), "noise", "a face", "replace it"))
+    };
+    refused(embedder.embed(8, &load, false, &mut |_| {}).map(|_| ()), 1, &["image 0"]);
 }
 
 #[test]
