@@ -6,6 +6,7 @@
 //! cargo run --release --example mini_train
 //! cargo run --release --example mini_train -- --data path/to/faces --eval path/to/lfw.bin --size 112
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -30,7 +31,7 @@ struct Arguments {
     /// Verification sets (.bin) to evaluate on, with --data.
     #[arg(long, requires = "data")]
     eval: Vec<PathBuf>,
-    /// The run's folder. A run of this example that is already there is replaced.
+    /// The run's folder. A run on the same data that is already there is replaced.
     #[arg(long, default_value = "runs/mini")]
     out: PathBuf,
     /// Seed of faces, weights and order.
@@ -58,10 +59,10 @@ struct Arguments {
     #[arg(long, default_value_t = 0.4)]
     margin: f64,
     /// Procedural identities to train on.
-    #[arg(long, default_value_t = 200)]
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(2..=100_000))]
     identities: u32,
     /// Procedural images an identity.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(2..=10_000))]
     images: u32,
     /// Part of an adapter's name, or its index.
     #[arg(long, env = "EPL_DEVICE")]
@@ -79,9 +80,10 @@ fn main() -> ExitCode {
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            let mut err = std::io::stderr().lock();
+            let _ = writeln!(err, "error: {error}");
             if let Some(hint) = error.hint() {
-                eprintln!("hint: {hint}");
+                let _ = writeln!(err, "hint: {hint}");
             }
             ExitCode::from(error.exit_code())
         }
@@ -98,10 +100,12 @@ fn run(arguments: &Arguments) -> Result<()> {
         Some(path) => real(path, &arguments.eval, &config)?,
         None => procedural(arguments)?,
     };
-    clear(&arguments.out)?;
-    let outcome = run_on(config, &device, dataset, sets, &mut Console::new())?;
-    table(&outcome, started);
-    println!("report: {}", arguments.out.join("report.html").display());
+    // An earlier run on the same data is replaced, so that the example can simply be run again.
+    let outcome = run_on(config, &device, dataset, sets, true, &mut Console::new())?;
+    let mut out = std::io::stdout().lock();
+    // A reader that is gone has seen what it wanted; everything is in the run's folder too.
+    let _ = table(&mut out, &outcome, started);
+    let _ = writeln!(out, "report: {}", arguments.out.join("report.html").display());
     Ok(())
 }
 
@@ -161,7 +165,7 @@ fn procedural(arguments: &Arguments) -> Result<Data> {
     let (people, images) = UNSEEN;
     let total =
         u64::from(arguments.identities) * u64::from(arguments.images) + 2 * u64::from(people * images);
-    eprintln!("drawing {total} procedural faces");
+    let _ = writeln!(std::io::stderr(), "drawing {total} procedural faces");
     let bar = indicatif::ProgressBar::new(total);
     let draw = |config: &SynthConfig| draw_all(config, &|_| bar.inc(1));
     let samples = draw(&training).into_iter().map(|sample| (sample.rgb, sample.label)).collect();
@@ -216,34 +220,20 @@ fn pairs_of(people: usize, images: usize) -> Vec<(usize, usize)> {
         .collect()
 }
 
-/// Removes what an earlier run of this example left, so that it can simply be run again.
-fn clear(folder: &Path) -> Result<()> {
-    for name in ["model.safetensors", "metrics.jsonl", "config.toml", "report.html"] {
-        let path = folder.join(name);
-        match std::fs::remove_file(&path) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::io(&path, source));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-fn table(outcome: &Outcome, started: Instant) {
-    println!();
-    println!("{:<28} {:>12}", "steps", outcome.steps);
-    println!("{:<28} {:>12.4}", "mean loss of the last epoch", outcome.loss);
-    println!("{:<28} {:>12.0}", "images a second", outcome.images_per_second);
-    println!("{:<28} {:>10.1} s", "training", outcome.train_seconds);
-    println!("{:<28} {:>10.1} s", "everything", started.elapsed().as_secs_f64());
+fn table(out: &mut impl Write, outcome: &Outcome, started: Instant) -> std::io::Result<()> {
+    writeln!(out)?;
+    writeln!(out, "{:<28} {:>12}", "steps", outcome.steps)?;
+    writeln!(out, "{:<28} {:>12.4}", "mean loss of the last epoch", outcome.loss)?;
+    writeln!(out, "{:<28} {:>12.0}", "images a second", outcome.images_per_second)?;
+    writeln!(out, "{:<28} {:>10.1} s", "training", outcome.train_seconds)?;
+    writeln!(out, "{:<28} {:>10.1} s", "everything", started.elapsed().as_secs_f64())?;
     for report in &outcome.evaluations {
-        println!();
-        println!("{} ({} pairs)", report.name, report.pairs);
-        println!("{:<28} {:>12.4} +- {:.4}", "  accuracy", report.accuracy, report.accuracy_std);
-        println!("{:<28} {:>12.4}", "  TAR at FAR 1e-3", report.tar_at_far_1e3);
-        println!("{:<28} {:>12.4}", "  area under the ROC curve", report.auc);
-        println!("{:<28} {:>12.4}", "  equal error rate", report.eer);
+        writeln!(out)?;
+        writeln!(out, "{} ({} pairs)", report.name, report.pairs)?;
+        writeln!(out, "{:<28} {:>12.4} +- {:.4}", "  accuracy", report.accuracy, report.accuracy_std)?;
+        writeln!(out, "{:<28} {:>12.4}", "  TAR at FAR 1e-3", report.tar_at_far_1e3)?;
+        writeln!(out, "{:<28} {:>12.4}", "  area under the ROC curve", report.auc)?;
+        writeln!(out, "{:<28} {:>12.4}", "  equal error rate", report.eer)?;
     }
-    println!();
+    writeln!(out)
 }

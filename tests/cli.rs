@@ -327,6 +327,13 @@ fn a_network_is_planned_trained_evaluated_and_used() {
         assert!(plan["bytes"][kind].as_u64().is_some(), "{kind}");
     }
 
+    // With the memory of this very batch, no larger one fits but for the step of the search.
+    let memory = plan["peak_bytes"].to_string();
+    let bounded = result(&["plan", "config.toml", "--memory", &memory]);
+    assert!(bounded["max_batch"].as_u64().unwrap() < plan["max_batch"].as_u64().unwrap(), "{bounded}");
+    assert_eq!(bounded["peak_bytes"], plan["peak_bytes"]);
+    epl(&["plan", "config.toml", "--memory", "8GB"]).fails_with(2, &["--memory", "8GiB"]);
+
     let trained = result(&["train", "config.toml"]);
     assert_eq!((&trained["steps"], &trained["epochs"]), (&Value::from(6), &Value::from(2)));
     assert!(trained["loss"].as_f64().unwrap().is_finite());
@@ -364,6 +371,7 @@ fn a_network_is_planned_trained_evaluated_and_used() {
 
     let weights = ["--weights", "run/model.safetensors"];
     epl(&[&["embed", "--out", "x"][..], &weights, &["no.png"]].concat()).fails_with(1, &["no.png"]);
+    epl(&[&["embed", "--out", "faces"][..], &weights, &["faces"]].concat()).fails_with(1, &["faces"]);
     epl(&[&["eval", "verify"][..], &weights, &["no.bin"]].concat()).fails_with(1, &["no.bin"]);
     epl(&["eval", "verify", "--weights", "config.toml", "--pairs", "pairs.txt"])
         .fails_with(1, &["config.toml", "safetensors"]);

@@ -12,7 +12,7 @@ use super::output::progress;
 use super::{Context, Verdict};
 use crate::Result;
 use crate::eval::embedder::Embedder;
-use crate::interchange::safetensors::{StateDict, Value};
+use crate::interchange::safetensors::{StateDict, Value, probe};
 use crate::model::{Model, ModelSpec};
 use sources::Sources;
 
@@ -92,6 +92,8 @@ impl Embed {
         let model = self.weights.load(context)?;
         let sources = Sources::open(&self.paths, model.spec.network.input)?;
         let count = sources.len();
+        // Images and weights are in order: now the file, before the long work whose result it takes.
+        probe(&self.out)?;
         let mut embedder = Embedder::new(&model, BATCH.min(count))?;
         let bar = progress(count);
         let embeddings =

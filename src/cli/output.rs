@@ -135,6 +135,24 @@ pub fn bytes(count: u64) -> String {
     if value.fract() == 0.0 { format!("{value} {name}") } else { format!("{value:.2} {name}") }
 }
 
+/// Reads a number of bytes as [`bytes`] writes it, with or without the space and the fraction: `8GiB`, `1.5 GiB`, `4096`.
+///
+/// # Errors
+/// What was found and what is expected, for the command line's parser.
+pub fn parse_bytes(text: &str) -> std::result::Result<u64, String> {
+    const UNITS: [(&str, u64); 5] =
+        [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40), ("B", 1)];
+    let (number, unit) = UNITS
+        .iter()
+        .find_map(|(name, unit)| Some((text.trim().strip_suffix(name)?, *unit)))
+        .unwrap_or((text.trim(), 1));
+    let value = number.trim().parse::<f64>().map(|value| value * unit as f64);
+    match value {
+        Ok(value) if (1.0..u64::MAX as f64).contains(&value) => Ok(value as u64),
+        _ => Err("expected a number of bytes above 0, such as 8GiB, 512MiB or 1073741824".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,6 +165,18 @@ mod tests {
         assert_eq!(bytes((1 << 31) - 4), "2.00 GiB");
         assert_eq!(bytes(3 << 29), "1.50 GiB");
         assert_eq!(bytes(u64::MAX), "16777216 TiB");
+    }
+
+    #[test]
+    fn bytes_are_read_as_they_are_written() {
+        for (text, count) in [("8GiB", 8 << 30), ("1.5 GiB", 3 << 29), ("512MiB", 512 << 20), ("2KiB", 2048)]
+        {
+            assert_eq!(parse_bytes(text), Ok(count));
+        }
+        assert_eq!((parse_bytes("4096"), parse_bytes("1 B")), (Ok(4096), Ok(1)));
+        for text in ["", "GiB", "0", "-1GiB", "8GB", "inf", "nan", "1e99", "8 G"] {
+            assert!(parse_bytes(text).is_err(), "{text}");
+        }
     }
 
     #[test]

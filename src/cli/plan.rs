@@ -7,7 +7,7 @@ use clap::Args;
 use epl_runtime::{Caps, Error as RuntimeError};
 use serde::Serialize;
 
-use super::output::{bytes, note};
+use super::output::{bytes, note, parse_bytes};
 use super::train::Overrides;
 use super::{Context, Verdict};
 use crate::config::Config;
@@ -18,7 +18,8 @@ use crate::{Error, Result};
 const EXAMPLES: &str = "\
 Examples:
   epl plan config.toml
-  epl plan config.toml --set train.batch_size=256 --json | jq .max_batch";
+  epl plan config.toml --set train.batch_size=256 --json | jq .max_batch
+  epl plan config.toml --memory 8GiB";
 
 /// Tell the memory and the work that a training run needs, without training
 ///
@@ -31,6 +32,12 @@ pub struct Plan {
     config: PathBuf,
     #[command(flatten)]
     overrides: Overrides,
+    /// Memory of the GPU that a run may take, such as 8GiB, for the largest batch
+    ///
+    /// No graphics interface tells the memory of every GPU: without this, only the adapter's limits of bindings and
+    /// buffers bound the largest batch.
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    memory: Option<u64>,
 }
 
 impl Plan {
@@ -53,7 +60,7 @@ impl Plan {
             }
             Err(error) => return Err(error),
         };
-        let plan = plan(&config, classes, &caps, None)?;
+        let plan = plan(&config, classes, &caps, self.memory)?;
         context.present(&Planned { device: adapter, classes, batch: config.train.batch_size, plan })?;
         Ok(Verdict::Done)
     }

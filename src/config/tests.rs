@@ -183,6 +183,11 @@ fn ranges() {
     refused("model.input=[0, 112]", &["`model.input`"]);
     refused("model.embedding=0", &["`model.embedding`", "found 0"]);
     refused("model.width=0", &["`model.width`"]);
+    for key in ["model.width", "model.embedding", "data.num_classes", "train.batch_size"] {
+        refused(&format!("{key}=9000000000000000000"), &[&format!("`{key}`")]);
+    }
+    refused("model.blocks=[9000000000000000000, 1, 1, 1]", &["`model.blocks`"]);
+    refused("model.input=[9000000000000000000, 16]", &["`model.input`"]);
     refused("model.blocks=[1, 0, 1, 1]", &["`model.blocks`", "[1, 0, 1, 1]"]);
     refused("model.dropout=1.0", &["`model.dropout`", "found 1"]);
     refused("model.dropout=nan", &["`model.dropout`", "NaN"]);
@@ -203,7 +208,7 @@ fn ranges() {
     refused("optim.schedule={kind=\"polynomial\", power=0}", &["`optim.schedule.power`"]);
     refused("optim.schedule={kind=\"cosine\", gamma=0.1}", &["`optim.schedule`", "`gamma`", "warmup_epochs"]);
     refused("train.epochs=0", &["`train.epochs`"]);
-    refused("train.batch_size=1", &["`train.batch_size`", "2 or more"]);
+    refused("train.batch_size=1", &["`train.batch_size`", "2 to 65536"]);
     refused("train.log_every=0", &["`train.log_every`"]);
     assert!(refusal(&["head.kind=arcface", "head.margin=1.6"]).contains("pi/2"));
     assert!(read(&["head.kind=arcface", "head.margin=1.2"]).is_ok());

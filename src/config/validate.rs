@@ -5,10 +5,16 @@ use std::fmt::Display;
 
 use super::{Augment, Config, Precision, Schedule, Train};
 use crate::head::HeadKind;
+use crate::nn::ir::{MAX_BLOCKS, MAX_EMBEDDING, MAX_INPUT, MAX_WIDTH};
 use crate::{Error, Result};
 
 /// The release's networks.
 const ARCHS: [&str; 5] = ["ir18", "ir34", "ir50", "ir100", "ir200"];
+
+/// Most samples a batch.
+const MAX_BATCH: usize = 65_536;
+/// Most classes.
+const MAX_CLASSES: usize = 1 << 24;
 
 /// Fails with the key, what was found and what was expected unless `ok`.
 fn require(ok: bool, key: &str, found: impl Display, expected: &str) -> Result<()> {
@@ -81,26 +87,37 @@ impl Config {
             ));
         }
         let [height, width] = model.input;
+        let whole = |extent: usize| (1..=MAX_INPUT).contains(&extent) && extent.is_multiple_of(16);
         require(
-            height > 0 && width > 0 && height % 16 == 0 && width % 16 == 0,
+            whole(height) && whole(width),
             "model.input",
             format!("[{height}, {width}]"),
-            "a height and a width above 0, both divisible by 16",
+            &format!("a height and a width above 0 and at most {MAX_INPUT}, both divisible by 16"),
         )?;
-        require(model.embedding > 0, "model.embedding", model.embedding, "1 or more")?;
+        require(
+            (1..=MAX_EMBEDDING).contains(&model.embedding),
+            "model.embedding",
+            model.embedding,
+            &format!("1 to {MAX_EMBEDDING}"),
+        )?;
         require(
             (0.0..1.0).contains(&model.dropout),
             "model.dropout",
             model.dropout,
             "0 or more and less than 1",
         )?;
-        require(model.width > 0, "model.width", model.width, "1 or more")?;
+        require(
+            (1..=MAX_WIDTH).contains(&model.width),
+            "model.width",
+            model.width,
+            &format!("1 to {MAX_WIDTH}"),
+        )?;
         if let Some(blocks) = model.blocks {
             require(
-                blocks.iter().all(|&count| count > 0),
+                blocks.iter().all(|count| (1..=MAX_BLOCKS).contains(count)),
                 "model.blocks",
                 format!("{blocks:?}"),
-                "at least one block in each layer",
+                &format!("1 to {MAX_BLOCKS} blocks in each layer"),
             )?;
         }
         Ok(())
@@ -143,7 +160,12 @@ impl Config {
     fn validate_data(&self) -> Result<()> {
         let data = &self.data;
         if let Some(classes) = data.num_classes {
-            require(classes >= 2, "data.num_classes", classes, "2 or more")?;
+            require(
+                (2..=MAX_CLASSES).contains(&classes),
+                "data.num_classes",
+                classes,
+                &format!("2 to {MAX_CLASSES}"),
+            )?;
         }
         require(
             matches!(data.augment.as_slice(), [] | [Augment::Mirror]),
@@ -199,7 +221,12 @@ impl Config {
         let train = &self.train;
         require(train.epochs >= 1, "train.epochs", train.epochs, "1 or more")?;
         // Batch normalisation of one sample a channel has no variance.
-        require(train.batch_size >= 2, "train.batch_size", train.batch_size, "2 or more")?;
+        require(
+            (2..=MAX_BATCH).contains(&train.batch_size),
+            "train.batch_size",
+            train.batch_size,
+            &format!("2 to {MAX_BATCH}"),
+        )?;
         require(train.accumulate >= 1, "train.accumulate", train.accumulate, "1 or more")?;
         available(train.accumulate == 1, "train.accumulate", train.accumulate, "1")?;
         available(train.precision == Precision::F32, "train.precision", "\"mixed\"", "\"f32\"")?;

@@ -4,7 +4,7 @@ use std::io::Cursor;
 
 use image::imageops::{self, FilterType};
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage};
+use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage};
 
 use super::Image;
 use crate::{Error, Result};
@@ -12,6 +12,9 @@ use crate::{Error, Result};
 /// Beyond this ratio of its sides an image is not resized: the scaled long side would be of no use and
 /// could be made to exhaust memory.
 const MAX_ASPECT: u64 = 16;
+
+/// Most bytes that an image may take when decoded: a few bytes of header can declare more than there is memory.
+const MAX_DECODED: u64 = 512 << 20;
 
 const FORMATS: &str = "a JPEG, PNG, BMP, PGM or WebP image";
 
@@ -63,6 +66,21 @@ pub fn decode(encoded: &[u8], size: [usize; 2], resize: bool, place: impl Fn() -
             "replace or remove it",
         ));
     }
+    if decoder.total_bytes() > MAX_DECODED {
+        return Err(Error::data(
+            place(),
+            format!(
+                "an image of {height} x {width} (height x width), {} bytes decoded",
+                decoder.total_bytes()
+            ),
+            format!("at most {} MiB decoded", MAX_DECODED >> 20),
+            "scale it down, replace or remove it",
+        ));
+    }
+    // What a decoder allocates beside the pixels is bounded too.
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(MAX_DECODED);
+    decoder.set_limits(limits).map_err(damaged)?;
     let mut decoded = DynamicImage::from_decoder(decoder).map_err(damaged)?;
     decoded.apply_orientation(orientation);
     let rgb = decoded.into_rgb8();
@@ -168,5 +186,32 @@ mod tests {
         }
         let sliver = encode(gradient(1, 17).into(), ImageFormat::Png);
         assert!(decode(&sliver, [4, 4], true, || "x".into()).is_err());
+    }
+
+    /// A PNG chunk with its checksum (CRC-32 of type and data, bit by bit).
+    fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
+        let body = [&kind[..], data].concat();
+        let crc = body.iter().fold(u32::MAX, |crc, &byte| {
+            (0..8).fold(crc ^ u32::from(byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
+        });
+        [&(data.len() as u32).to_be_bytes()[..], &body, &(!crc).to_be_bytes()].concat()
+    }
+
+    #[test]
+    fn a_header_that_declares_more_than_memory_is_refused_before_decoding() {
+        let side = 200_000_u32.to_be_bytes();
+        // 8 bits of RGB, not interlaced.
+        let header = [&side[..], &side, &[8, 2, 0, 0, 0]].concat();
+        let png = [
+            &b"\x89PNG\r\n\x1a\n"[..],
+            &chunk(b"IHDR", &header),
+            &chunk(b"IDAT", b"\x78\x9c\x03\x00\x00\x00\x00\x01"),
+            &chunk(b"IEND", b""),
+        ]
+        .concat();
+        let error = decode(&png, [112, 112], true, || "a/huge.png".into()).unwrap_err().to_string();
+        for part in ["a/huge.png", "200000 x 200000", "512 MiB"] {
+            assert!(error.contains(part), "{part} is not in: {error}");
+        }
     }
 }

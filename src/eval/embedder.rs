@@ -78,8 +78,11 @@ impl Embedder {
         for first in (0..count).step_by(self.batch) {
             let filled = self.batch.min(count - first);
             // A partial last batch keeps images of the batch before in its other rows; their results are left out.
-            bytes.par_chunks_exact_mut(image_bytes).take(filled).enumerate().try_for_each(
-                |(offset, target)| {
+            let loaded: Vec<Result<()>> = bytes
+                .par_chunks_exact_mut(image_bytes)
+                .take(filled)
+                .enumerate()
+                .map(|(offset, target)| {
                     let image = load(first + offset)?;
                     if [image.height, image.width] != self.size || image.rgb.len() != target.len() {
                         return Err(Error::data(
@@ -91,8 +94,10 @@ impl Embedder {
                     }
                     target.copy_from_slice(&image.rgb);
                     Ok(())
-                },
-            )?;
+                })
+                .collect();
+            // The first error in the order of the images, whichever thread met one first.
+            loaded.into_iter().collect::<Result<()>>()?;
             for &mirror in passes {
                 self.session.write(self.images.bytes, &bytes)?;
                 let flags = vec![mirror; self.batch];

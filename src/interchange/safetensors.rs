@@ -1,7 +1,7 @@
 //! State dicts as safetensors files: the names and layouts of the PyTorch state dict.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -109,7 +109,7 @@ fn sorted_header(bytes: Vec<u8>) -> Vec<u8> {
 
 /// Writes `bytes` to `path` so that a reader finds the old file or the new one, whatever happens in between.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let aside = path.with_extension("partial");
+    let aside = aside(path);
     let write = || -> std::io::Result<()> {
         use std::io::Write;
         let mut file = std::fs::File::create(&aside)?;
@@ -118,6 +118,31 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
         std::fs::rename(&aside, path)
     };
     write().map_err(|source| Error::io(path, source))
+}
+
+/// Checks that [`write_atomically`] can write `path`, which stays as it is, so that long work for it is not in vain.
+/// Makes the folder that it is to be in.
+///
+/// # Errors
+/// [`Error::Io`] where the folder cannot be made, `path` is a folder, or no file can be made beside it.
+pub fn probe(path: &Path) -> Result<()> {
+    let probe = || -> std::io::Result<()> {
+        if path.is_dir() {
+            return Err(std::io::ErrorKind::IsADirectory.into());
+        }
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        let aside = aside(path);
+        std::fs::File::create(&aside)?;
+        std::fs::remove_file(&aside)
+    };
+    probe().map_err(|source| Error::io(path, source))
+}
+
+/// The file that becomes `path` once it is whole.
+fn aside(path: &Path) -> PathBuf {
+    path.with_extension("partial")
 }
 
 fn little_endian<T: Copy, const N: usize>(values: &[T], encode: impl Fn(T) -> [u8; N]) -> Vec<u8> {
@@ -164,6 +189,20 @@ mod tests {
             dict.write(&path).expect("written again");
             assert_eq!(std::fs::read(&path).expect("there"), first);
         }
+    }
+
+    #[test]
+    fn a_probe_finds_what_cannot_be_written_and_leaves_nothing() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let new = folder.path().join("new/w.safetensors");
+        probe(&new).expect("writable");
+        assert_eq!(std::fs::read_dir(folder.path().join("new")).expect("made").count(), 0);
+        assert!(probe(&folder.path().join("new")).is_err(), "a folder");
+        let file = folder.path().join("file");
+        std::fs::write(&file, "notes").expect("written");
+        probe(&file).expect("it may be replaced");
+        assert_eq!(std::fs::read(&file).expect("there"), b"notes");
+        assert!(probe(&file.join("w.safetensors")).is_err(), "below a file");
     }
 
     #[test]

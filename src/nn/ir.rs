@@ -19,6 +19,16 @@ const SLOPE: f32 = 0.25;
 /// Lower bound of PReLU slopes, applied after every step.
 pub const MINIMUM_SLOPE: f32 = 0.01;
 
+/// Bounds of the sizes, far beyond any network in use: within them no product of sizes overflows, and laying a
+/// network out needs little memory whatever a configuration or the metadata of a weights file says.
+pub const MAX_INPUT: usize = 4096;
+/// Most channels of the first layer.
+pub const MAX_WIDTH: usize = 4096;
+/// Longest embedding.
+pub const MAX_EMBEDDING: usize = 65_536;
+/// Most blocks of a layer.
+pub const MAX_BLOCKS: usize = 1000;
+
 /// An improved residual network as data.
 #[derive(Clone, Debug, PartialEq)]
 pub struct IrNetwork {
@@ -66,22 +76,31 @@ impl IrNetwork {
         Ok(Self { input: [112, 112], width: 64, blocks, embedding: 512, dropout: 0.4 })
     }
 
-    /// Checks what the layers need.
+    /// Checks what the layers need, and that no size is beyond its bound.
     pub fn validate(&self) -> Result<()> {
         let [height, width] = self.input;
-        if height == 0 || width == 0 || height % 16 != 0 || width % 16 != 0 {
+        let whole = |extent: usize| (1..=MAX_INPUT).contains(&extent) && extent.is_multiple_of(16);
+        if !whole(height) || !whole(width) {
             return Err(Error::usage(
                 format!("model.input = [{height}, {width}]"),
-                "use a height and a width divisible by 16, such as [112, 112]",
+                format!(
+                    "use a height and a width divisible by 16 and at most {MAX_INPUT}, such as [112, 112]"
+                ),
             ));
         }
-        if self.width == 0 || self.embedding == 0 || self.blocks.contains(&0) {
+        if !(1..=MAX_WIDTH).contains(&self.width)
+            || !(1..=MAX_EMBEDDING).contains(&self.embedding)
+            || !self.blocks.iter().all(|count| (1..=MAX_BLOCKS).contains(count))
+        {
             return Err(Error::usage(
                 format!(
                     "model.width = {}, model.embedding = {}, model.blocks = {:?}",
                     self.width, self.embedding, self.blocks
                 ),
-                "use at least 1 of each",
+                format!(
+                    "use at least 1 of each, a width of at most {MAX_WIDTH}, an embedding of at most {MAX_EMBEDDING} \
+                     and at most {MAX_BLOCKS} blocks a layer"
+                ),
             ));
         }
         if !(0.0..1.0).contains(&self.dropout) {
@@ -324,6 +343,31 @@ mod tests {
         let error = network.validate().expect_err("100 is not divisible by 16");
         assert!(error.to_string().contains("[112, 100]"), "{error}");
         assert_eq!(error.exit_code(), 2);
+    }
+
+    #[test]
+    fn sizes_beyond_reason_are_refused() {
+        let known = || IrNetwork::named("ir18").expect("known");
+        const HUGE: usize = 9_000_000_000_000_000_000;
+        for network in [
+            IrNetwork { width: HUGE, ..known() },
+            IrNetwork { embedding: HUGE, ..known() },
+            IrNetwork { blocks: [HUGE, 1, 1, 1], ..known() },
+            IrNetwork { input: [HUGE / 16 * 16, 16], ..known() },
+        ] {
+            let error = network.validate().expect_err("beyond the bounds");
+            assert_eq!(error.exit_code(), 2);
+        }
+        let largest = IrNetwork {
+            input: [MAX_INPUT; 2],
+            width: MAX_WIDTH,
+            blocks: [MAX_BLOCKS; 4],
+            embedding: MAX_EMBEDDING,
+            dropout: 0.0,
+        };
+        largest.validate().expect("within the bounds");
+        // Nothing overflows: the sums of the arenas are computed with overflow checks here.
+        Parameters::new(largest.parameters()).expect("laid out");
     }
 
     #[test]

@@ -16,25 +16,28 @@ pub struct RunFolder {
 
 impl RunFolder {
     /// Makes the folder, writes `config.toml` as resolved, and starts `metrics.jsonl`. A folder that already holds a
-    /// finished run is refused, so that nothing is overwritten by mistake.
-    pub fn create(config: &Config) -> Result<Self> {
+    /// finished run is refused, so that nothing is overwritten by mistake, unless `replace` is set and that run was
+    /// trained on the same `data.train`: then its files go.
+    pub fn create(config: &Config, replace: bool) -> Result<Self> {
         let path = config.train.out.clone();
         std::fs::create_dir_all(&path).map_err(|source| Error::io(&path, source))?;
         let weights = path.join("model.safetensors");
         if weights.exists() {
-            return Err(Error::usage(
-                format!("{} already holds a finished run", path.display()),
-                "choose another train.out, or move that folder away",
-            ));
+            if !(replace && holds_run_on(&path, &config.data.train)) {
+                let found = if replace { "a finished run on other data" } else { "a finished run" };
+                return Err(Error::usage(
+                    format!("{} already holds {found}", path.display()),
+                    "choose another folder (train.out, or --out where there is one), or move that folder away",
+                ));
+            }
+            // The weights last: until they are gone the folder is that of a finished run.
+            for name in ["report.html", "metrics.jsonl", "model.safetensors"] {
+                remove(&path.join(name))?;
+            }
         }
         write_atomically(&path.join("config.toml"), config.to_toml()?.as_bytes())?;
         let log = path.join("metrics.jsonl");
-        match std::fs::remove_file(&log) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::io(&log, source));
-            }
-            _ => {}
-        }
+        remove(&log)?;
         Ok(Self { metrics: MetricsLog::open(&log)?, path })
     }
 
@@ -56,5 +59,18 @@ impl RunFolder {
     /// The log.
     pub fn metrics_path(&self) -> PathBuf {
         self.path.join("metrics.jsonl")
+    }
+}
+
+/// Whether the configuration in `folder` says that its run was trained on `data`. One that cannot be read says nothing.
+fn holds_run_on(folder: &Path, data: &Path) -> bool {
+    Config::load(&folder.join("config.toml"), &[]).is_ok_and(|config| config.data.train == data)
+}
+
+/// Removes a file, if it is there.
+fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path, source)),
+        _ => Ok(()),
     }
 }

@@ -34,20 +34,23 @@ pub fn run(config: Config, device: &Arc<Device>, observer: &mut dyn Observer) ->
     let dataset: Arc<dyn Dataset> = data::open(&config.data.train, &options)?.into();
     let sets =
         config.train.eval.iter().map(|path| PairSet::open_bin(path)).collect::<Result<Vec<PairSet>>>()?;
-    run_on(config, device, dataset, sets, observer)
+    run_on(config, device, dataset, sets, false, observer)
 }
 
-/// Trains on an opened dataset, evaluates on opened sets, and writes the run's folder.
+/// Trains on an opened dataset, evaluates on opened sets, and writes the run's folder; with `replace` in the place of a
+/// finished run on the same data (see [`RunFolder::create`]).
 pub fn run_on(
     config: Config,
     device: &Arc<Device>,
     dataset: Arc<dyn Dataset>,
     sets: Vec<PairSet>,
+    replace: bool,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
-    // The model comes first: whatever is wrong with the configuration leaves no folder behind.
+    // The model comes first: whatever is wrong with the configuration leaves no folder behind,
+    // and the run that is to be replaced as it was.
     let (mut trainer, left) = Trainer::new(config.clone(), device, dataset, sets)?;
-    let mut folder = RunFolder::create(&config)?;
+    let mut folder = RunFolder::create(&config, replace)?;
     if !left.is_empty() {
         observer.message(&format!("not in the weights given, so started anew: {}", left.join(", ")));
     }

@@ -207,7 +207,7 @@ impl Trainer {
         let total = schedule.total_steps(steps_per_epoch);
         observer.start(total, steps_per_epoch, &self.summary());
 
-        let mut progress = Progress::default();
+        let mut progress = Progress { total, ..Progress::default() };
         let mut outcome = Outcome {
             steps: 0,
             epochs: 0,
@@ -315,7 +315,8 @@ impl Trainer {
                 grad_norm: f64::from(result.grad_norm),
             };
             observer.step(&point);
-            if point.step.is_multiple_of(self.config.train.log_every.max(1)) {
+            // The last step always, so that every run has a line of its steps.
+            if point.step.is_multiple_of(self.config.train.log_every.max(1)) || point.step == progress.total {
                 folder.metrics.append(&Record::Step(point))?;
                 progress.logged_at = now;
                 progress.logged_images = 0;
@@ -368,6 +369,8 @@ fn fold(value: u64) -> u32 {
 
 /// Where the loop is.
 struct Progress {
+    /// Steps of the whole run.
+    total: u64,
     submitted: u64,
     flights: VecDeque<InFlight>,
     sums: EpochSums,
@@ -378,6 +381,7 @@ struct Progress {
 impl Default for Progress {
     fn default() -> Self {
         Self {
+            total: 0,
             submitted: 0,
             flights: VecDeque::new(),
             sums: EpochSums::default(),

@@ -6,6 +6,10 @@ use std::sync::Arc;
 
 use epl::config::{Config, HeadKind};
 use epl::data::Dataset;
+use epl::eval::embedder::Embedder;
+use epl::interchange::safetensors::StateDict;
+use epl::model::{Model, ModelSpec};
+use epl::train::trainer::spec_of;
 use epl::train::{Silent, run, run_on};
 use epl::{Error, Result};
 
@@ -30,7 +34,7 @@ impl Place {
     }
 
     fn train(&self, config: Config, data: Arc<dyn Dataset>) -> Result<()> {
-        run_on(config, &device(), data, Vec::new(), &mut Silent).map(|_| ())
+        run_on(config, &device(), data, Vec::new(), false, &mut Silent).map(|_| ())
     }
 
     /// Writes the folder of identity folders that `train` is to read. Image `odd` has another size.
@@ -110,6 +114,37 @@ fn weights_of_another_network() {
     wider.train.out = place.folder.path().join("wider");
     refused(place.train(wider.clone(), faces()), 1, &["model.safetensors", "conv1.weight", "[8, 3, 3, 3]"]);
     assert!(!wider.train.out.exists(), "a folder was left behind");
+}
+
+#[test]
+fn weights_whose_metadata_describe_an_impossible_network() {
+    for (key, value) in [
+        ("width", "9000000000000000000"),
+        ("embedding", "9000000000000000000"),
+        ("blocks", "[9000000000000000000, 1, 1, 1]"),
+        ("input", "[9000000000000000000, 16]"),
+    ] {
+        let mut dict = StateDict::default();
+        dict.metadata.insert(key.to_owned(), value.to_owned());
+        let spec = ModelSpec::from_state_dict(&dict, Some("ir18"), "w.safetensors");
+        refused(spec.map(|_| ()), 2, &[&format!("model.{key}")]);
+    }
+}
+
+#[test]
+fn the_first_bad_image_is_the_one_named() {
+    let place = Place::new();
+    let spec = spec_of(&place.config(), IDENTITIES as usize).unwrap();
+    let model = Model::new(spec, &device(), 1).unwrap();
+    let mut embedder = Embedder::new(&model, 8).unwrap();
+    let load = |index: usize| {
+        // The lowest index fails last in time.
+        if index == 0 {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        Err(Error::data(format!("image {index}"), "noise", "a face", "replace it"))
+    };
+    refused(embedder.embed(8, &load, false, &mut |_| {}).map(|_| ()), 1, &["image 0"]);
 }
 
 #[test]
@@ -196,6 +231,28 @@ fn a_finished_run_is_left_alone() {
     other.train.seed = 99;
     refused(place.train(other, faces()), 2, &["finished run", "run"]);
     assert!(contents(&place.out()) == before, "the finished run was changed");
+}
+
+#[test]
+fn only_a_run_on_the_same_data_is_replaced() {
+    let place = Place::new();
+    let replace =
+        |config: Config| run_on(config, &device(), faces(), Vec::new(), true, &mut Silent).map(|_| ());
+    place.train(place.config(), faces()).unwrap();
+    let before = contents(&place.out());
+    // Neither a run on other data nor a configuration that cannot start takes its place.
+    let mut other = place.config();
+    other.data.train = "other faces".into();
+    refused(replace(other), 2, &["finished run on other data"]);
+    let mut wrong = place.config();
+    wrong.train.batch_size = 1000;
+    refused(replace(wrong), 2, &["train.batch_size"]);
+    assert!(contents(&place.out()) == before, "the finished run was changed");
+    let mut again = place.config();
+    again.train.seed = 99;
+    replace(again.clone()).unwrap();
+    assert_eq!(Config::load(&place.out().join("config.toml"), &[]).unwrap(), again);
+    assert!(contents(&place.out()) != before);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use epl_runtime::Device;
 use super::{IDENTITIES, STEPS_PER_EPOCH, config, device, faces, fresh_device, head};
 
 fn train(config: &Config, device: &Arc<Device>) -> Outcome {
-    run_on(config.clone(), device, faces(), Vec::new(), &mut Silent).unwrap()
+    run_on(config.clone(), device, faces(), Vec::new(), false, &mut Silent).unwrap()
 }
 
 fn records(config: &Config) -> (Vec<StepPoint>, Vec<PrototypePoint>) {
@@ -51,6 +51,20 @@ fn the_same_seed_gives_the_same_bytes_and_another_seed_others() {
     let first = weights(1);
     assert!(first == weights(1), "two runs of one seed differ");
     assert!(first != weights(2), "the seed changes nothing");
+}
+
+#[test]
+fn the_last_step_is_logged_whatever_the_interval() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(&folder.path().join("run"), head(HeadKind::CosFace, true), 1);
+    config.train.log_every = 3;
+    train(&config, &device());
+    let logged = |config: &Config| records(config).0.iter().map(|point| point.step).collect::<Vec<_>>();
+    assert_eq!(logged(&config), [3, STEPS_PER_EPOCH]);
+    config.train.out = folder.path().join("short");
+    config.train.max_steps = 2;
+    train(&config, &device());
+    assert_eq!(logged(&config), [2]);
 }
 
 /// What a finished run must have left in its folder.
@@ -145,7 +159,7 @@ fn the_empirical_branch_joins_at_its_epoch() {
         config.head.epl.as_mut().unwrap().start_epoch = start_epoch;
         let device = fresh_device();
         let mut sessions = Sessions { device: device.clone(), first: 0, second: 0 };
-        run_on(config.clone(), &device, faces(), Vec::new(), &mut sessions).unwrap();
+        run_on(config.clone(), &device, faces(), Vec::new(), false, &mut sessions).unwrap();
         (sessions, config)
     };
     // Only sessions make bind groups.

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Result, bail};
 
 use crate::os_release::{OsRelease, Packages, packages};
-use crate::stage::run;
+use crate::stage::{run, say};
 
 /// The library that wgpu loads for Vulkan.
 const LOADER: &str = "libvulkan.so.1";
@@ -19,12 +19,12 @@ const LOADER: &str = "libvulkan.so.1";
 /// There is none and it cannot be installed from here; the message names the packages.
 pub fn ensure() -> Result<()> {
     match std::env::consts::OS {
-        "macos" => println!("Metal is part of macOS"),
-        "windows" => println!("Direct3D 12 is part of Windows, with WARP where there is no GPU"),
+        "macos" => say("Metal is part of macOS"),
+        "windows" => say("Direct3D 12 is part of Windows, with WARP where there is no GPU"),
         "linux" => return ensure_vulkan(),
-        other => {
-            println!("nothing is known about adapters on {other}; the first test that opens one will tell")
-        }
+        other => say(format_args!(
+            "nothing is known about adapters on {other}; the first test that opens one will tell"
+        )),
     }
     Ok(())
 }
@@ -32,10 +32,10 @@ pub fn ensure() -> Result<()> {
 fn ensure_vulkan() -> Result<()> {
     let found = Vulkan::find();
     if let Some(description) = found.usable() {
-        println!("{description}");
+        say(format_args!("{description}"));
         return Ok(());
     }
-    println!("no Vulkan adapter: {}", found.missing());
+    say(format_args!("no Vulkan adapter: {}", found.missing()));
     if let Some(variable) = found.restricted_by {
         bail!(
             "{variable} is set and names no driver manifest that exists; Vulkan then looks nowhere else. \
@@ -88,7 +88,7 @@ fn install(packages: &Packages) -> Result<()> {
     };
     // One dead third-party source fails the update as a whole; the package may be there all the same.
     if let Err(error) = apt_get(&["update", "-q"]) {
-        println!("going on with the package lists as they are: {error}");
+        say(format_args!("going on with the package lists as they are: {error}"));
     }
     apt_get(&[&["install", "-q", "--no-install-recommends"], packages.names].concat())
 }

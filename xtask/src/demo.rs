@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Result;
 
 use crate::adapter;
-use crate::stage::{Stages, cargo, run};
+use crate::stage::{Stages, cargo, run, say};
 
 /// Runs the example `mini_train` with `arguments` and says where its report is.
 ///
@@ -21,8 +21,8 @@ pub fn demo(root: &Path, arguments: &[String]) -> Result<()> {
     })?;
     let folder = output_folder(root, arguments);
     match newest_report(&folder, start) {
-        Some(report) => println!("\nThe report is {} (open it in a browser)", report.display()),
-        None => println!("\nThis run wrote no report.html under {}", folder.display()),
+        Some(report) => say(format_args!("\nThe report is {} (open it in a browser)", report.display())),
+        None => say(format_args!("\nThis run wrote no report.html under {}", folder.display())),
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::stage::{Stages, cargo, run};
+use crate::stage::{Stages, cargo, run, say};
 use crate::tally::Tally;
 
 const HELP: &str = "\
@@ -81,7 +81,7 @@ fn test(root: &Path) -> Result<()> {
     let mut stages = Stages::default();
     let mut tally = Tally::default();
     let outcome = test_stages(root, &mut stages, &mut tally);
-    println!("\n{}\n{tally}", stages.summary());
+    say(format_args!("\n{}\n{tally}", stages.summary()));
     outcome
 }
 

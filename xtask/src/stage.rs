@@ -1,6 +1,7 @@
 //! Stages with a heading before and a time after, and the commands that they run.
 
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
+use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -25,11 +26,11 @@ impl Stages {
     /// # Errors
     /// What `work` failed with, with the stage's name in front.
     pub fn run(&mut self, name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
-        println!("\n==> {name}");
+        say(format_args!("\n==> {name}"));
         let start = Instant::now();
         let outcome = work();
         let (time, passed) = (start.elapsed(), outcome.is_ok());
-        println!("<== {name}: {} in {}", verdict(passed), duration(time));
+        say(format_args!("<== {name}: {} in {}", verdict(passed), duration(time)));
         self.finished.push(Finished { name: name.to_owned(), time, passed });
         outcome.with_context(|| format!("{name} failed"))
     }
@@ -81,12 +82,17 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Writes a line to standard output. Unlike `println!` it survives a reader that has gone away.
+pub fn say(line: impl Display) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
 /// Prints a command as one would type it, and returns that line without the prompt.
 pub fn announce(command: &Command) -> String {
     let program = Path::new(command.get_program()).file_stem().unwrap_or(command.get_program());
     let words = std::iter::once(program).chain(command.get_args());
     let line = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
-    println!("$ {line}");
+    say(format_args!("$ {line}"));
     line
 }
 

@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use anyhow::{Result, bail};
 
-use crate::stage::cargo;
+use crate::stage::{cargo, say};
 
 /// Makes sure that `cargo fmt` and `cargo clippy` can be run.
 ///
@@ -14,7 +14,7 @@ use crate::stage::cargo;
 pub fn check() -> Result<()> {
     let missing: Vec<&str> = ["fmt", "clippy"].into_iter().filter(|command| !runs(command)).collect();
     if missing.is_empty() {
-        println!("rustfmt and clippy are there");
+        say("rustfmt and clippy are there");
         return Ok(());
     }
     let components: Vec<&str> =
