@@ -287,7 +287,7 @@ fn a_configuration_that_is_wrong_is_one_clear_error() {
 }
 
 /// A folder with a small data set, a list of pairs and a configuration, which name each other from there.
-fn workplace() -> tempfile::TempDir {
+fn work_folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for identity in 0..3u8 {
         let place = folder.path().join(format!("faces/s{identity}"));
@@ -313,7 +313,7 @@ fn workplace() -> tempfile::TempDir {
 
 #[test]
 fn a_network_is_planned_trained_evaluated_and_used() {
-    let folder = workplace();
+    let folder = work_folder();
     let epl = |arguments: &[&str]| epl_in(Some(folder.path()), arguments, &[]);
     let result = |arguments: &[&str]| {
         let ran = epl(&[arguments, &["--json"]].concat());
@@ -379,7 +379,7 @@ fn a_network_is_planned_trained_evaluated_and_used() {
 
 #[test]
 fn a_plan_needs_no_adapter() {
-    let folder = workplace();
+    let folder = work_folder();
     let ran = epl_in(Some(folder.path()), &["plan", "config.toml", "--json"], &NO_DRIVERS);
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     // Systems that have an adapter without a Vulkan driver name it.
