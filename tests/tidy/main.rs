@@ -383,7 +383,10 @@ fn foreign_text_in_a_shader_is_found() {
         assert_eq!(found(bad), 1, "{bad}");
     }
     assert_eq!(found("enable f16, subgroups;"), 1);
-    assert_eq!(found("enable f16;\n// see the WGSL specification; this would enable subgroups\nlet x = 1;"), 0);
+    assert_eq!(
+        found("enable f16;\n// see the WGSL specification; this would enable subgroups\nlet x = 1;"),
+        0
+    );
 }
 
 #[test]
