@@ -224,9 +224,9 @@ fn four_steps_equal_the_release_within_the_limits_of_webgpu() {
 
 /// What a GPU would run: its kernels, its tiles, its split counts.
 ///
-/// Sums in another order round differently, and a PReLU input that is zero but for rounding then takes the other slope:
-/// from there on two correct runs of this network (eight images, loss 54 to 23 in three steps) drift apart. Measured
-/// here: 3.5e-4 in the embeddings, with every other number within its tolerance, every op within 2e-5 of its
+/// Sums in another order round differently. Most likely a PReLU input that is zero but for rounding then takes the other
+/// slope, and from there on two correct runs of this network (eight images, loss 54 to 23 in three steps) drift apart.
+/// Measured here: 3.5e-4 in the embeddings, with every other number within its tolerance, every op within 2e-5 of its
 /// reference (the next test), and the release's own weights embedded within 1e-4. Hence 1e-3 for the embeddings.
 #[test]
 fn four_steps_equal_the_release_with_the_kernels_of_gpus() {
