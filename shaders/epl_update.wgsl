@@ -4,6 +4,8 @@
 
 struct Params {
     rows: u32,
+    // First class of the bound range of the prototypes, and how many it has.
+    first: u32,
     classes: u32,
     dim: u32,
     rule: u32,
@@ -76,7 +78,9 @@ fn main(
         return;
     }
     let label = labels[first];
-    if label >= params.classes {
+    // A label below the range wraps around and is past its end.
+    let within = label - params.first;
+    if within >= params.classes {
         return;
     }
     var highest = 0u;
@@ -89,7 +93,7 @@ fn main(
         return;
     }
 
-    let base = label * params.dim;
+    let base = within * params.dim;
     let end = select(first + 1u, params.rows, params.sequential != 0u);
     for (var row = first; row < end; row++) {
         if labels[row] != label {

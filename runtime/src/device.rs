@@ -23,6 +23,10 @@ pub struct DeviceOptions {
     pub webgpu_limits: bool,
     /// On a CPU adapter, choose the kernels, tiles and splits of a GPU. For testing them where there is none.
     pub gpu_kernels: bool,
+    /// Do as if a binding held no more than this many bytes. For testing tensors that take several.
+    pub max_binding_bytes: Option<u64>,
+    /// Do as if a buffer held no more than this many bytes. For testing tensors that take several.
+    pub max_buffer_bytes: Option<u64>,
 }
 
 /// An adapter that could be opened.
@@ -194,6 +198,8 @@ impl Device {
         let description = describe(index, &adapter);
         let mut caps = caps_of(&adapter, options.webgpu_limits);
         caps.cpu &= !options.gpu_kernels;
+        caps.max_buffer_bytes = caps.max_buffer_bytes.min(options.max_buffer_bytes.unwrap_or(u64::MAX));
+        caps.max_binding_bytes = caps.max_binding_bytes.min(options.max_binding_bytes.unwrap_or(u64::MAX));
         let mut features = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP;
         if options.webgpu_limits {
             features = wgpu::Features::TIMESTAMP_QUERY;

@@ -168,6 +168,19 @@ pub struct Bound {
     pub range: Option<(u64, u64)>,
 }
 
+impl Bound {
+    /// `bytes` bytes of `operand` from `offset` on.
+    pub fn part(operand: Operand, offset: u64, bytes: u64) -> Self {
+        Self { operand, range: Some((offset, bytes)) }
+    }
+}
+
+impl From<Operand> for Bound {
+    fn from(operand: Operand) -> Self {
+        Self { operand, range: None }
+    }
+}
+
 /// One kernel launch of an op.
 #[derive(Clone, Debug)]
 pub struct Dispatch {
@@ -214,6 +227,11 @@ impl<'a> Lowering<'a> {
     /// What the adapter can do.
     pub fn caps(&self) -> &'a Caps {
         self.caps
+    }
+
+    /// Number of inputs.
+    pub fn inputs(&self) -> usize {
+        self.inputs.len()
     }
 
     /// Shape and type of input `index`.
@@ -266,7 +284,7 @@ impl<'a> Lowering<'a> {
         operands: &[Operand],
         grid: [u32; 3],
     ) -> Result<()> {
-        let bindings: Vec<Bound> = operands.iter().map(|&operand| Bound { operand, range: None }).collect();
+        let bindings: Vec<Bound> = operands.iter().map(|&operand| operand.into()).collect();
         self.dispatch_ranges(kernel, constants, params, &bindings, grid)
     }
 

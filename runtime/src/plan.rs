@@ -272,19 +272,32 @@ fn live_nodes(graph: &Graph) -> Vec<usize> {
 fn check_bindings(graph: &Graph, node: &Node, lowered: &Lowered, caps: &Caps) -> Result<()> {
     let tensor = |id: Option<&TensorId>| id.map(|&id| graph.tensor(id));
     for bound in lowered.dispatches.iter().flat_map(|dispatch| &dispatch.bindings) {
-        let (what, bytes) = match bound.operand {
+        let (what, whole, id) = match bound.operand {
             Operand::Input(index) | Operand::Output(index) => {
                 let ids =
                     if matches!(bound.operand, Operand::Input(_)) { &node.inputs } else { &node.outputs };
-                let Some(tensor) = tensor(ids.get(index)) else { return Err(missing(node, bound.operand)) };
-                (format!("tensor {} {}", tensor.name, tensor.desc), tensor.desc.bytes())
+                let id = ids.get(index);
+                let Some(tensor) = tensor(id) else { return Err(missing(node, bound.operand)) };
+                (format!("tensor {} {}", tensor.name, tensor.desc), tensor.desc.bytes(), id)
             }
             Operand::Workspace(index) => match lowered.workspaces.get(index) {
-                Some(&bytes) => (format!("workspace {index}"), bytes),
+                Some(&bytes) => (format!("workspace {index}"), bytes, None),
                 None => return Err(missing(node, bound.operand)),
             },
         };
-        let bytes = bound.range.map_or(bytes, |(_, length)| length);
+        let (first, bytes) = bound.range.unwrap_or((0, whole));
+        if id.is_some_and(|&id| !lies_in_one_buffer(graph, id, first, bytes, caps)) {
+            return Err(Error::Limit {
+                what: format!(
+                    "op {} (in {}) binds {bytes} bytes of {what}, which lie in several buffers; this adapter has \
+                     buffers of at most {}",
+                    node.op.name(),
+                    node.scope,
+                    caps.max_buffer_bytes
+                ),
+                hint: "use fewer rows or a narrower network".into(),
+            });
+        }
         if bytes > caps.max_binding_bytes {
             return Err(Error::Limit {
                 what: format!(
@@ -300,12 +313,27 @@ fn check_bindings(graph: &Graph, node: &Node, lowered: &Lowered, caps: &Caps) ->
     Ok(())
 }
 
+/// Whether `bytes` bytes of a tensor from `first` on are in one buffer. All but large persistent tensors always are.
+fn lies_in_one_buffer(graph: &Graph, id: TensorId, first: u64, bytes: u64, caps: &Caps) -> bool {
+    let (root, offset) = graph.root(id);
+    let tensor = graph.tensor(root);
+    let first = offset + first;
+    !matches!(tensor.storage, Storage::Persistent(_))
+        || caps
+            .shards(&tensor.desc)
+            .iter()
+            .any(|&(start, length)| start <= first && first + bytes <= start + length)
+}
+
 /// Every buffer must fit the adapter's largest.
 fn check_buffers(graph: &Graph, plan: &Plan, caps: &Caps) -> Result<()> {
-    let persistent =
-        graph.tensors().filter(|(_, tensor)| matches!(tensor.storage, Storage::Persistent(_))).map(
-            |(_, tensor)| (tensor.name.as_str(), tensor.desc.bytes(), "fewer classes or a narrower network"),
-        );
+    let persistent = graph
+        .tensors()
+        .filter(|(_, tensor)| matches!(tensor.storage, Storage::Persistent(_)))
+        .map(|(_, tensor)| {
+            let largest = caps.shards(&tensor.desc).iter().map(|&(_, bytes)| bytes).max().unwrap_or(0);
+            (tensor.name.as_str(), largest, "fewer classes or a narrower network")
+        });
     let slots = plan.slots.iter().map(|&bytes| ("a slot of activations", bytes, "a smaller batch"));
     let inputs = ("the inputs of a step", plan.input_bytes, "a smaller batch");
     for (what, bytes, remedy) in persistent.chain(slots).chain([inputs]) {

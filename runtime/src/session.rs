@@ -13,7 +13,7 @@ use crate::device::{Device, Pipeline};
 use crate::graph::{Graph, Storage};
 use crate::op::{Dispatch, TensorId};
 use crate::plan::{Place, Plan, PlanOptions, Step, operand_place};
-use crate::store::Store;
+use crate::store::{Shard, Store, read_shards, shard_of};
 use crate::{Error, HostTensor, Result};
 
 /// How to build a session.
@@ -92,7 +92,7 @@ pub struct Session {
     graph: Graph,
     plan: Plan,
     slots: Vec<wgpu::Buffer>,
-    persistent: HashMap<TensorId, wgpu::Buffer>,
+    persistent: HashMap<TensorId, Vec<Shard>>,
     inputs: Option<wgpu::Buffer>,
     launches: Vec<Vec<Launch>>,
     poison: Option<wgpu::Buffer>,
@@ -127,7 +127,7 @@ impl Session {
         for (id, tensor) in graph.tensors() {
             match tensor.storage {
                 Storage::Persistent(_) => {
-                    persistent.insert(id, store.buffer(&tensor.name, &tensor.desc)?);
+                    persistent.insert(id, store.shards(&tensor.name, &tensor.desc)?);
                 }
                 Storage::Input => {
                     written.insert(id, false);
@@ -206,22 +206,18 @@ impl Session {
         let mut regions = vec![Region { buffer: block.buffer, offset: block.offset, bytes: block.bytes }];
         for bound in &dispatch.bindings {
             let (place, bytes) = operand_place(&self.plan, &self.graph, step, bound.operand)?;
-            let mut region = self.region_at(place, bytes)?;
-            if let Some((first, length)) = bound.range {
-                if first + length > bytes {
-                    return Err(Error::graph(
-                        format!(
-                            "kernel {} binds bytes {first}..{} of {bytes}",
-                            dispatch.kernel.shader,
-                            first + length
-                        ),
-                        "check the op's lower function",
-                    ));
-                }
-                region.offset += first;
-                region.bytes = length;
+            let (first, length) = bound.range.unwrap_or((0, bytes));
+            if first + length > bytes {
+                return Err(Error::graph(
+                    format!(
+                        "kernel {} binds bytes {first}..{} of {bytes}",
+                        dispatch.kernel.shader,
+                        first + length
+                    ),
+                    "check the op's lower function",
+                ));
             }
-            regions.push(region);
+            regions.push(self.region_at(place, first, length)?);
         }
         let entries: Vec<wgpu::BindGroupEntry<'_>> = regions
             .iter()
@@ -290,17 +286,28 @@ impl Session {
         &self.device
     }
 
-    fn region_at(&self, place: Place, bytes: u64) -> Result<Region<'_>> {
+    /// `bytes` bytes from byte `first` of what lies at `place`.
+    fn region_at(&self, place: Place, first: u64, bytes: u64) -> Result<Region<'_>> {
         let lost = || Error::graph("a planned buffer is missing", "this is a fault of the planner");
         let (buffer, offset) = match place {
             Place::Slot(slot) => (self.slots.get(slot).ok_or_else(lost)?, 0),
             Place::Input { offset } => (self.inputs.as_ref().ok_or_else(lost)?, offset),
-            Place::Persistent { tensor, offset } => (self.persistent.get(&tensor).ok_or_else(lost)?, offset),
+            Place::Persistent { tensor, offset } => {
+                let shards = self.persistent.get(&tensor).ok_or_else(lost)?;
+                let shard = shard_of(shards, offset + first, bytes).ok_or_else(|| {
+                    Error::graph(
+                        format!("{bytes} bytes of {} lie in several buffers", self.graph.tensor(tensor).name),
+                        "read it from the store, or by ranges",
+                    )
+                })?;
+                return Ok(Region { buffer: &shard.buffer, offset: offset + first - shard.offset, bytes });
+            }
         };
-        Ok(Region { buffer, offset, bytes })
+        Ok(Region { buffer, offset: offset + first, bytes })
     }
 
-    pub(crate) fn region(&self, tensor: TensorId) -> Result<Region<'_>> {
+    /// Where a tensor lies, and its bytes.
+    fn place_of(&self, tensor: TensorId) -> Result<(Place, u64)> {
         let info = self.graph.tensor(tensor);
         let place = self.plan.place(tensor).ok_or_else(|| {
             Error::graph(
@@ -308,7 +315,12 @@ impl Session {
                 "keep it, or something that depends on it",
             )
         })?;
-        self.region_at(place, info.desc.bytes())
+        Ok((place, info.desc.bytes()))
+    }
+
+    pub(crate) fn region(&self, tensor: TensorId) -> Result<Region<'_>> {
+        let (place, bytes) = self.place_of(tensor)?;
+        self.region_at(place, 0, bytes)
     }
 
     /// Makes the staging buffers of the next step writable, waiting for the oldest step in flight if need be.
@@ -528,9 +540,18 @@ impl Session {
 
     /// Reads a kept or persistent tensor back, waiting for the GPU.
     pub fn read(&self, tensor: TensorId) -> Result<HostTensor> {
-        let region = self.region(tensor)?;
-        let bytes = self.device.read(region.buffer, region.offset, region.bytes)?;
-        HostTensor::from_bytes(&self.graph.tensor(tensor).desc, &bytes)
+        let (place, bytes) = self.place_of(tensor)?;
+        let found = match place {
+            Place::Persistent { tensor, offset } => {
+                let shards = self.persistent.get(&tensor).map_or(&[][..], Vec::as_slice);
+                read_shards(&self.device, shards, offset, bytes)?
+            }
+            _ => {
+                let region = self.region_at(place, 0, bytes)?;
+                self.device.read(region.buffer, region.offset, region.bytes)?
+            }
+        };
+        HostTensor::from_bytes(&self.graph.tensor(tensor).desc, &found)
     }
 }
 

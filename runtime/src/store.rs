@@ -9,8 +9,27 @@ use crate::{Error, HostTensor, Result, TensorDesc};
 
 struct Stored {
     desc: TensorDesc,
-    buffer: wgpu::Buffer,
+    shards: Vec<Shard>,
 }
+
+/// A buffer that holds a tensor, or some of its rows.
+#[derive(Clone, Debug)]
+pub(crate) struct Shard {
+    /// The tensor's byte at which the buffer starts.
+    pub(crate) offset: u64,
+    /// The tensor's bytes in it.
+    pub(crate) bytes: u64,
+    pub(crate) buffer: wgpu::Buffer,
+}
+
+/// The shard that holds all of `bytes` bytes from `offset` on.
+pub(crate) fn shard_of(shards: &[Shard], offset: u64, bytes: u64) -> Option<&Shard> {
+    shards.iter().find(|shard| shard.offset <= offset && offset + bytes <= shard.offset + shard.bytes)
+}
+
+/// Bytes that are staged at once for a transfer: larger ones go in several, so that the host never holds a second
+/// copy of a tensor of gigabytes.
+const TRANSFER: u64 = 64 << 20;
 
 /// The persistent tensors of a model on one device, by name. Several sessions may share it.
 pub struct Store {
@@ -34,8 +53,8 @@ impl Store {
         &self.device
     }
 
-    /// The buffer of `name`; made and filled with zeros where it does not exist yet.
-    pub(crate) fn buffer(&self, name: &str, desc: &TensorDesc) -> Result<wgpu::Buffer> {
+    /// The buffers of `name`, in order; made and filled with zeros where it does not exist yet.
+    pub(crate) fn shards(&self, name: &str, desc: &TensorDesc) -> Result<Vec<Shard>> {
         let mut tensors = self.tensors.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(stored) = tensors.get(name) {
             if stored.desc != *desc {
@@ -44,18 +63,21 @@ impl Store {
                     "give tensors of different shapes different names",
                 ));
             }
-            return Ok(stored.buffer.clone());
+            return Ok(stored.shards.clone());
         }
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
-        let buffer = self.device.buffer(name, desc.bytes(), usage)?;
-        tensors.insert(name.to_string(), Stored { desc: desc.clone(), buffer: buffer.clone() });
-        Ok(buffer)
+        let mut shards = Vec::new();
+        for (offset, bytes) in self.device.caps().shards(desc) {
+            shards.push(Shard { offset, bytes, buffer: self.device.buffer(name, bytes, usage)? });
+        }
+        tensors.insert(name.to_string(), Stored { desc: desc.clone(), shards: shards.clone() });
+        Ok(shards)
     }
 
-    fn find(&self, name: &str) -> Result<(TensorDesc, wgpu::Buffer)> {
+    fn find(&self, name: &str) -> Result<(TensorDesc, Vec<Shard>)> {
         let tensors = self.tensors.lock().unwrap_or_else(PoisonError::into_inner);
         match tensors.get(name) {
-            Some(stored) => Ok((stored.desc.clone(), stored.buffer.clone())),
+            Some(stored) => Ok((stored.desc.clone(), stored.shards.clone())),
             None => Err(Error::graph(
                 format!("there is no persistent tensor {name}"),
                 "make a session of a graph that declares it first",
@@ -77,27 +99,32 @@ impl Store {
 
     /// Sets the bytes of a tensor from `offset` on.
     pub fn write_range(&self, name: &str, offset: u64, bytes: &[u8]) -> Result<()> {
-        let (desc, buffer) = self.find(name)?;
+        let (desc, shards) = self.find(name)?;
         self.check_range(name, &desc, offset, bytes.len() as u64)?;
-        self.device.queue.write_buffer(&buffer, offset, bytes);
-        if self.writes.fetch_add(1, Ordering::Relaxed) % PENDING_WRITES == PENDING_WRITES - 1 {
-            // A submission without commands carries the pending writes.
-            self.device.queue.submit([]);
+        for (shard, first, length) in transfers(&shards, offset, bytes.len() as u64) {
+            let from = (first - offset) as usize;
+            let part = bytes.get(from..from + length as usize).unwrap_or(&[]);
+            self.device.queue.write_buffer(&shard.buffer, first - shard.offset, part);
+            let writes = self.writes.fetch_add(1, Ordering::Relaxed);
+            if length == TRANSFER || writes % PENDING_WRITES == PENDING_WRITES - 1 {
+                // A submission without commands carries the pending writes.
+                self.device.queue.submit([]);
+            }
         }
         self.device.check()
     }
 
     /// Reads a whole tensor back, waiting for the GPU.
     pub fn read(&self, name: &str) -> Result<HostTensor> {
-        let (desc, buffer) = self.find(name)?;
-        HostTensor::from_bytes(&desc, &self.device.read(&buffer, 0, desc.bytes())?)
+        let (desc, _) = self.find(name)?;
+        self.read_range(name, 0, &desc)
     }
 
     /// Reads the tensor `desc` that starts at byte `offset` of tensor `name`, waiting for the GPU.
     pub fn read_range(&self, name: &str, offset: u64, desc: &TensorDesc) -> Result<HostTensor> {
-        let (whole, buffer) = self.find(name)?;
+        let (whole, shards) = self.find(name)?;
         self.check_range(name, &whole, offset, desc.bytes())?;
-        HostTensor::from_bytes(desc, &self.device.read(&buffer, offset, desc.bytes())?)
+        HostTensor::from_bytes(desc, &read_shards(&self.device, &shards, offset, desc.bytes())?)
     }
 
     fn check_range(&self, name: &str, desc: &TensorDesc, offset: u64, bytes: u64) -> Result<()> {
@@ -109,4 +136,27 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// The parts `(shard, first byte of the tensor, length)` of a transfer, each in one buffer and at most [`TRANSFER`] long.
+fn transfers(shards: &[Shard], offset: u64, bytes: u64) -> impl Iterator<Item = (&Shard, u64, u64)> {
+    let end = offset + bytes;
+    shards.iter().flat_map(move |shard| {
+        let first = shard.offset.max(offset);
+        let last = (shard.offset + shard.bytes).min(end).max(first);
+        let part = move |i| {
+            let at = first + i * TRANSFER;
+            (shard, at, TRANSFER.min(last - at))
+        };
+        (0..(last - first).div_ceil(TRANSFER)).map(part)
+    })
+}
+
+/// Bytes of a tensor that lies in `shards`, waiting for the GPU.
+pub(crate) fn read_shards(device: &Device, shards: &[Shard], offset: u64, bytes: u64) -> Result<Vec<u8>> {
+    let mut all = Vec::with_capacity(bytes as usize);
+    for (shard, first, length) in transfers(shards, offset, bytes) {
+        all.extend_from_slice(&device.read(&shard.buffer, first - shard.offset, length)?);
+    }
+    Ok(all)
 }

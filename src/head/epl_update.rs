@@ -8,13 +8,13 @@
 //! `Q` is `[C, D]`, `x` `[B, D]`, labels `[B]`. Several samples of a class: [`Duplicates`]. A sample whose label is no
 //! class changes nothing.
 
-use epl_runtime::case::{Case, Input, OpEntry, constant, integers, matrix, normal, words};
+use epl_runtime::case::{Case, OpEntry, constant, integers, normal, words};
 use epl_runtime::host::Array;
 use epl_runtime::kernel::{Kernel, ParamBlock, read, write};
-use epl_runtime::op::{Cost, Lowering, Op, Operand, Record, TensorId, push_many};
+use epl_runtime::op::{Bound, Cost, Lowering, Op, Operand, Record, TensorId, push_many};
 use epl_runtime::{DType, Error, Result, TensorDesc};
 
-use super::rows::{check_labels, label, sigmoid};
+use super::rows::{check_labels, label, sigmoid, unit_rows};
 use super::settings::{Duplicates, EplUpdate};
 
 epl_runtime::param_block! {
@@ -22,7 +22,9 @@ epl_runtime::param_block! {
     pub struct EplUpdateParams {
         /// Samples.
         rows: u32,
-        /// Classes.
+        /// First class of the range of the prototypes that is bound.
+        first: u32,
+        /// Classes of that range.
         classes: u32,
         /// Elements of an embedding.
         dim: u32,
@@ -113,24 +115,35 @@ impl Op for UpdatePrototypes {
     }
 
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
-        let (queue, x) = (&lowering.input(0)?.shape, &lowering.input(1)?.shape);
-        lowering.size(queue.elements())?;
+        let (queue, x) = (lowering.input(0)?, &lowering.input(1)?.shape);
+        lowering.size(queue.shape.dim(0))?;
         lowering.size(x.elements())?;
-        let params = EplUpdateParams {
-            rows: lowering.size(x.dim(0))?,
-            classes: lowering.size(queue.dim(0))?,
-            dim: lowering.size(queue.dim(1))?,
-            rule: match self.update {
-                EplUpdate::Softsign => 0,
-                EplUpdate::Sigmoid => 1,
-                EplUpdate::SigmoidPaper => 2,
-                EplUpdate::Direct => 3,
-            },
-            sequential: u32::from(self.duplicates == Duplicates::Sequential),
-        };
         let grid = lowering.fold(x.dim(0))?;
-        let operands = [Operand::Input(1), Operand::Input(2), Operand::Input(0)];
-        lowering.dispatch(&EPL_UPDATE, &[("WORKGROUP", WORKGROUP)], &params, &operands, grid)
+        // Prototypes beyond the binding limit go in ranges: a launch does the samples whose class is in its own.
+        for range in lowering.caps().row_ranges(queue) {
+            lowering.size(range.rows * queue.shape.dim(1))?;
+            let params = EplUpdateParams {
+                rows: lowering.size(x.dim(0))?,
+                first: lowering.size(range.first)?,
+                classes: lowering.size(range.rows)?,
+                dim: lowering.size(queue.shape.dim(1))?,
+                rule: match self.update {
+                    EplUpdate::Softsign => 0,
+                    EplUpdate::Sigmoid => 1,
+                    EplUpdate::SigmoidPaper => 2,
+                    EplUpdate::Direct => 3,
+                },
+                sequential: u32::from(self.duplicates == Duplicates::Sequential),
+            };
+            let bindings = [
+                Operand::Input(1).into(),
+                Operand::Input(2).into(),
+                Bound::part(Operand::Input(0), range.offset, range.bytes),
+            ];
+            let constants = [("WORKGROUP", WORKGROUP)];
+            lowering.dispatch_ranges(&EPL_UPDATE, &constants, &params, &bindings, grid)?;
+        }
+        Ok(())
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
@@ -161,19 +174,6 @@ impl Op for UpdatePrototypes {
         // A sample and its label are read, and a prototype is read and written.
         Cost { flops: 8.0 * elements as f64, bytes: (12 * elements + 4 * rows) as f64 }
     }
-}
-
-/// Rows of unit length, as the op is given.
-fn unit_rows(rows: usize, dim: usize, seed: u64) -> Input {
-    let tensor = normal([rows, dim], 1.0, seed).tensor();
-    let values = tensor.as_f32().unwrap_or_default().chunks(dim);
-    let scaled: Vec<f32> = values
-        .flat_map(|row| {
-            let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt();
-            row.iter().map(move |v| v / norm)
-        })
-        .collect();
-    matrix([rows, dim], &scaled)
 }
 
 fn cases() -> Vec<Case> {

@@ -110,24 +110,27 @@ pub fn margin_loss(
 }
 
 impl MarginLoss {
-    fn keep(&self) -> f32 {
+    /// Factor of the target's cosine.
+    pub(super) fn keep(&self) -> f32 {
         1.0 - self.k
     }
 
-    fn margin(&self) -> f32 {
+    /// The margin, whatever it does.
+    pub(super) fn margin(&self) -> f32 {
         match self.target {
             TargetMargin::Subtract(margin) | TargetMargin::Arc(margin, _) => margin,
         }
     }
 
-    fn check(&self, op: &str) -> Result<()> {
+    /// An error unless the attributes are numbers that a loss can have.
+    pub(super) fn check(&self, op: &str) -> Result<()> {
         check_scale(op, self.scale)?;
         check_finite(op, "margin", self.margin())?;
         check_finite(op, "k", self.k)
     }
 
     /// The target's cosine with its margin, and the derivative that the gradient uses.
-    fn target(&self, cosine: f64) -> (f64, f64) {
+    pub(super) fn target(&self, cosine: f64) -> (f64, f64) {
         let c = f64::from(self.keep()) * cosine;
         let (margin, mode) = match self.target {
             TargetMargin::Subtract(margin) => return (c - f64::from(margin), 1.0),
@@ -145,19 +148,24 @@ impl MarginLoss {
         }
     }
 
+    /// The number of the target's margin in the kernels.
+    pub(super) fn rule(&self) -> u32 {
+        match self.target {
+            TargetMargin::Subtract(_) => 0,
+            TargetMargin::Arc(_, ArcMode::StraightThrough) => 1,
+            TargetMargin::Arc(_, ArcMode::Easy) => 2,
+            TargetMargin::Arc(_, ArcMode::Hard) => 3,
+            TargetMargin::Arc(_, ArcMode::Exact) => 4,
+        }
+    }
+
     fn params(&self, lowering: &Lowering<'_>) -> Result<MarginLossParams> {
         let Rows { rows, classes } = Rows::of(lowering)?;
         let margin = self.margin();
         Ok(MarginLossParams {
             rows: lowering.size(rows)?,
             classes: lowering.size(classes)?,
-            rule: match self.target {
-                TargetMargin::Subtract(_) => 0,
-                TargetMargin::Arc(_, ArcMode::StraightThrough) => 1,
-                TargetMargin::Arc(_, ArcMode::Easy) => 2,
-                TargetMargin::Arc(_, ArcMode::Hard) => 3,
-                TargetMargin::Arc(_, ArcMode::Exact) => 4,
-            },
+            rule: self.rule(),
             scale: self.scale,
             keep: self.keep(),
             margin,
@@ -302,7 +310,8 @@ impl Op for MarginLossGrad {
 
 const SUBTRACT: TargetMargin = TargetMargin::Subtract(0.4);
 
-fn every_target() -> [TargetMargin; 6] {
+/// Every kind of margin, for cases.
+pub(super) fn every_target() -> [TargetMargin; 6] {
     [
         SUBTRACT,
         TargetMargin::Subtract(0.0),

@@ -4,11 +4,15 @@
 //! records a whole head. `docs/epl.md` has the method, formula by formula.
 
 mod build;
+pub mod class_sweep;
+mod class_sweep_cases;
+pub mod class_update;
 pub mod epl_update;
 pub mod gather_target;
 pub mod margin_loss;
 mod rows;
 mod settings;
+mod tiles;
 pub mod uniface_loss;
 
 use epl_runtime::case::OpEntry;
@@ -18,6 +22,9 @@ pub use settings::{ArcMode, Duplicates, EplSettings, EplUpdate, HeadKind, HeadSe
 
 /// Every op of the heads, sorted by name.
 pub const REGISTRY: &[OpEntry] = &[
+    class_update::NORM_ENTRY,
+    class_sweep::ENTRY,
+    class_update::ENTRY,
     epl_update::ENTRY,
     gather_target::ENTRY,
     margin_loss::ENTRY,

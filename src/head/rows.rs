@@ -1,5 +1,6 @@
 //! What the ops on `[B, C]` cosines and `[B]` labels have in common.
 
+use epl_runtime::case::{Input, matrix, normal};
 use epl_runtime::host::Array;
 use epl_runtime::op::Lowering;
 use epl_runtime::{DType, Error, Result, TensorDesc};
@@ -84,4 +85,17 @@ pub(super) fn softplus(v: f64) -> f64 {
 /// `1 / (1 + e^-v)`, for references.
 pub(super) fn sigmoid(v: f64) -> f64 {
     if v >= 0.0 { 1.0 / (1.0 + (-v).exp()) } else { v.exp() / (1.0 + v.exp()) }
+}
+
+/// Rows of unit length, as embeddings are given to ops, for cases.
+pub(super) fn unit_rows(rows: usize, dim: usize, seed: u64) -> Input {
+    let tensor = normal([rows, dim], 1.0, seed).tensor();
+    let values = tensor.as_f32().unwrap_or_default().chunks(dim);
+    let scaled: Vec<f32> = values
+        .flat_map(|row| {
+            let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt();
+            row.iter().map(move |v| v / norm)
+        })
+        .collect();
+    matrix([rows, dim], &scaled)
 }

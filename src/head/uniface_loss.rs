@@ -89,14 +89,20 @@ pub fn uniface_loss(
 }
 
 impl UniFaceLoss {
-    fn keep(&self) -> f32 {
+    /// Factor of the target's cosine.
+    pub(super) fn keep(&self) -> f32 {
         1.0 - self.k
     }
 
-    fn check(&self, op: &str, cosines: &TensorDesc, labels: &TensorDesc, bias: &TensorDesc) -> Result<Rows> {
+    /// An error unless the attributes are numbers that a loss can have.
+    pub(super) fn check_attributes(&self, op: &str) -> Result<()> {
         check_scale(op, self.scale)?;
         check_finite(op, "margin", self.margin)?;
-        check_finite(op, "k", self.k)?;
+        check_finite(op, "k", self.k)
+    }
+
+    fn check(&self, op: &str, cosines: &TensorDesc, labels: &TensorDesc, bias: &TensorDesc) -> Result<Rows> {
+        self.check_attributes(op)?;
         if *bias != TensorDesc::f32([1]) {
             return Err(Error::shape(op, format!("bias {bias}"), "bias f32[1]"));
         }

@@ -70,7 +70,7 @@ impl Op for ClampMin {
     }
 
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
-        for (offset, length) in lowering.caps().ranges(lowering.input(0)?.bytes()) {
+        for (offset, length) in lowering.caps().ranges(lowering.input(0)?) {
             let elements = (length / 4) as usize;
             let params = ClampMinParams { len: lowering.size(elements)?, minimum: self.minimum };
             let grid = lowering.fold(elements.div_ceil(WORKGROUP as usize))?;

@@ -38,7 +38,8 @@ static SQUARES: Kernel = Kernel {
     subgroups: false,
 };
 
-static FINISH: Kernel = Kernel {
+/// `grad_norm_finish.wgsl`, also the second stage of ops that leave partial sums of squares themselves.
+pub static FINISH: Kernel = Kernel {
     shader: "grad_norm_finish",
     entry: "main",
     params: FinishParams::FIELDS,
@@ -67,7 +68,7 @@ pub(super) fn lower_reduction(
     let mut shares = Vec::new();
     let mut total = 0;
     for input in 0..inputs {
-        for range in lowering.caps().ranges(lowering.input(input)?.bytes()) {
+        for range in lowering.caps().ranges(lowering.input(input)?) {
             let elements = (range.1 / 4) as usize;
             let groups = elements.div_ceil(16 * WORKGROUP).clamp(1, most);
             shares.push((Bound { operand: Operand::Input(input), range: Some(range) }, elements, groups));
@@ -84,8 +85,19 @@ pub(super) fn lower_reduction(
         lowering.dispatch_ranges(stage, &constants, &params, &bindings, grid)?;
         first += groups;
     }
-    let params = FinishParams { len: lowering.size(total)? };
-    lowering.dispatch(finish, &constants, &params, &[partial, Operand::Output(0)], [1, 1, 1])
+    lower_finish(lowering, finish, partial, Operand::Output(0), total)
+}
+
+/// Dispatches the second stage of a reduction: `finish` gathers `count` partial results into `to`.
+pub fn lower_finish(
+    lowering: &mut Lowering<'_>,
+    finish: &'static Kernel,
+    partial: Operand,
+    to: Operand,
+    count: usize,
+) -> Result<()> {
+    let params = FinishParams { len: lowering.size(count)? };
+    lowering.dispatch(finish, &[("WORKGROUP", WORKGROUP as f64)], &params, &[partial, to], [1, 1, 1])
 }
 
 /// Fails unless there is at least one input, and all are f32 and not empty.

@@ -14,7 +14,7 @@
 use crate::case::{Case, OpEntry, normal};
 use crate::host::Array;
 use crate::kernel::{Kernel, ParamBlock, read, write};
-use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_one};
+use crate::op::{Bound, Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_one};
 use crate::ops::sum_rows;
 use crate::{Caps, Error, Result, Shape, TensorDesc};
 
@@ -64,12 +64,10 @@ static SUBGROUP: Kernel =
 /// Lanes of a workgroup of `matmul_register.wgsl`.
 const REGISTER_LANES: usize = 8;
 
+const KERNELS: [&Kernel; 6] = [&TILED, &TILED_SCALAR, &LARGE, &REGISTER, &SUBGROUP, &sum_rows::KERNEL];
+
 /// The registry's entry.
-pub const ENTRY: OpEntry = OpEntry {
-    name: "matmul",
-    cases,
-    kernels: &[&TILED, &TILED_SCALAR, &LARGE, &REGISTER, &SUBGROUP, &sum_rows::KERNEL],
-};
+pub const ENTRY: OpEntry = OpEntry { name: "matmul", cases, kernels: &KERNELS };
 
 /// Which kernel computes a product. Where the shapes or the adapter do not allow the one asked for, the general kernel
 /// of the same family (`TiledScalar`, `Register`) takes its place, so that any choice works everywhere.
@@ -229,6 +227,97 @@ impl MatMul {
     }
 }
 
+impl MatMul {
+    fn dispatch(
+        &self,
+        lowering: &mut Lowering<'_>,
+        launch: &Launch,
+        params: &MatMulParams,
+        bindings: &[Bound; 4],
+    ) -> Result<()> {
+        let constants = [
+            ("TRANSPOSE_A", f64::from(u8::from(self.transpose_a))),
+            ("TRANSPOSE_B", f64::from(u8::from(self.transpose_b))),
+            ("LANES", launch.tile_n as f64 / 4.0),
+        ];
+        let constants = constants.get(..launch.kernel.constants.len()).unwrap_or(&constants);
+        let (m, n) = (params.m as usize, params.n as usize);
+        let tiles = m.div_ceil(launch.tile_m) * n.div_ceil(launch.tile_n) * params.batch as usize;
+        let grid = lowering.fold(tiles * launch.splits)?;
+        lowering.dispatch_ranges(launch.kernel, constants, params, bindings, grid)
+    }
+}
+
+/// One product `C = op(A) op(B)` as a part of another op's work: `C` is `[M, N]`, its operands are any that the op has,
+/// or ranges of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Product {
+    /// Which operands are transposed, and the kernel.
+    pub attributes: MatMul,
+    /// Rows of `C`.
+    pub m: usize,
+    /// Columns of `C`.
+    pub n: usize,
+    /// Terms of each sum.
+    pub k: usize,
+}
+
+impl Product {
+    /// Kernels that the op has to name among its own.
+    pub const KERNELS: [&'static Kernel; 6] = KERNELS;
+
+    fn launch(&self, caps: &Caps) -> Launch {
+        let Self { m, n, k, .. } = *self;
+        self.attributes.launch(caps, &Extents { m, n, k, batch: 1, batched: [false, false] })
+    }
+
+    /// Bytes of the workspace that [`Self::lower`] asks for: 0 where the sums are not split.
+    pub fn scratch_bytes(&self, caps: &Caps) -> u64 {
+        match self.launch(caps).splits {
+            1 => 0,
+            splits => (splits * self.m * self.n * 4) as u64,
+        }
+    }
+
+    /// Appends the launches of the product of `a` and `b` to `c`, which may be longer than the product. `scratch` has at
+    /// least [`Self::scratch_bytes`] bytes.
+    pub fn lower(
+        &self,
+        lowering: &mut Lowering<'_>,
+        [a, b]: [Bound; 2],
+        c: Operand,
+        scratch: Option<Operand>,
+    ) -> Result<()> {
+        let launch = self.launch(lowering.caps());
+        let to = match (launch.splits, scratch) {
+            (1, _) => c,
+            (_, Some(scratch)) => scratch,
+            (splits, None) => {
+                let found = format!("a product in {splits} parts without a workspace");
+                return Err(Error::shape("matmul", found, "a workspace of scratch_bytes"));
+            }
+        };
+        let (parts, elements) = (launch.splits, self.m * self.n);
+        lowering.size(parts * elements)?;
+        let params = MatMulParams {
+            m: lowering.size(self.m)?,
+            n: lowering.size(self.n)?,
+            k: lowering.size(self.k)?,
+            batch: 1,
+            splits: lowering.size(parts)?,
+            k_per_split: lowering.size(launch.k_per_split)?,
+            a_stride: 0,
+            b_stride: 0,
+            has_bias: 0,
+        };
+        self.attributes.dispatch(lowering, &launch, &params, &[a, b, a, to.into()])?;
+        if parts > 1 {
+            sum_rows::lower_sum(lowering, to, c, parts, elements, 1.0)?;
+        }
+        Ok(())
+    }
+}
+
 impl Op for MatMul {
     fn name(&self) -> &'static str {
         "matmul"
@@ -282,18 +371,10 @@ impl Op for MatMul {
             b_stride: stride(batched[1], n * k)?,
             has_bias: has_bias.into(),
         };
-        let constants = [
-            ("TRANSPOSE_A", f64::from(u8::from(self.transpose_a))),
-            ("TRANSPOSE_B", f64::from(u8::from(self.transpose_b))),
-            ("LANES", launch.tile_n as f64 / 4.0),
-        ];
-        let constants = constants.get(..launch.kernel.constants.len()).unwrap_or(&constants);
         // Without a bias something must still be bound; the kernel does not read it.
         let bias = Operand::Input(if has_bias { 2 } else { 0 });
-        let operands = [Operand::Input(0), Operand::Input(1), bias, to];
-        let tiles = m.div_ceil(launch.tile_m) * n.div_ceil(launch.tile_n) * batch * launch.splits;
-        let grid = lowering.fold(tiles)?;
-        lowering.dispatch(launch.kernel, constants, &params, &operands, grid)?;
+        let bindings = [Operand::Input(0), Operand::Input(1), bias, to].map(Bound::from);
+        self.dispatch(lowering, &launch, &params, &bindings)?;
         if parts > 1 {
             sum_rows::lower_sum(lowering, to, Operand::Output(0), parts, columns, 1.0)?;
         }

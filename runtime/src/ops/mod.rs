@@ -24,6 +24,7 @@ pub mod matmul;
 pub mod prelu;
 pub mod reshape;
 pub mod scale;
+pub mod scale_rows;
 pub mod sgd;
 pub mod sum_all;
 pub mod sum_rows;
@@ -54,6 +55,7 @@ pub const REGISTRY: &[OpEntry] = &[
     prelu::ENTRY,
     prelu::GRAD_ENTRY,
     scale::ENTRY,
+    scale_rows::ENTRY,
     sgd::ENTRY,
     sum_all::ENTRY,
     sum_rows::ENTRY,

@@ -125,7 +125,7 @@ impl Op for Sgd {
             let whole = |operand| Bound { operand, range: None };
             [part(0), part(1), part(2), whole(lr), whole(scale)]
         };
-        for (offset, length) in caps.ranges(lowering.input(0)?.bytes()) {
+        for (offset, length) in caps.ranges(lowering.input(0)?) {
             // The tail is a binding of its own, so it begins where a binding may.
             let tail = if length % 16 == 0 { 0 } else { length % caps.range_alignment() };
             let vectors = (length - tail) / 16;
