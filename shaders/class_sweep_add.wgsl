@@ -1,7 +1,7 @@
-// Adds a tile's share to the running sum of the gradient: dx = decay[row] * dx + share. One invocation an element.
+// Adds a tile's share to the running sum of the gradient: dx = decay[row] * dx + share. One invocation a vector.
 
 struct Params {
-    // Elements, and elements of a row.
+    // Vectors of four elements, and those of a row.
     len: u32,
     dim: u32,
     // 1 where the sum so far is scaled by `decay`, which is not read otherwise.
@@ -9,9 +9,9 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> share: array<f32>;
+@group(0) @binding(1) var<storage, read> share: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> decay: array<f32>;
-@group(0) @binding(3) var<storage, read_write> dx: array<f32>;
+@group(0) @binding(3) var<storage, read_write> dx: array<vec4<f32>>;
 
 override WORKGROUP: u32 = 256u;
 

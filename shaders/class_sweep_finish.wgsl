@@ -9,6 +9,7 @@ struct Params {
     rows: u32,
     // All classes that take part.
     classes: u32,
+    // Vectors of four elements of a row.
     dim: u32,
     rule: u32,
     scale: f32,
@@ -20,11 +21,11 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> labels: array<u32>;
-@group(0) @binding(2) var<storage, read> unit: array<f32>;
+@group(0) @binding(2) var<storage, read> unit: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> cosine: array<f32>;
 // In: p, S. Out: p, log S, s q, -s q z'.
 @group(0) @binding(4) var<storage, read_write> running: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read_write> dx: array<f32>;
+@group(0) @binding(5) var<storage, read_write> dx: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> loss: array<f32>;
 
 override WORKGROUP: u32 = 64u;

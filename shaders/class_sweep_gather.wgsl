@@ -6,6 +6,7 @@ struct Params {
     rows: u32,
     // Place of the tile's first class in `classes`.
     first: u32,
+    // Vectors of four elements of a row.
     dim: u32,
     // First class of the table's range, and how many it has.
     range_first: u32,
@@ -13,9 +14,9 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> table: array<f32>;
+@group(0) @binding(1) var<storage, read> table: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> classes: array<u32>;
-@group(0) @binding(3) var<storage, read_write> tile: array<f32>;
+@group(0) @binding(3) var<storage, read_write> tile: array<vec4<f32>>;
 
 override WORKGROUP: u32 = 128u;
 

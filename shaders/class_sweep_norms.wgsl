@@ -3,12 +3,13 @@
 
 struct Params {
     rows: u32,
+    // Vectors of four elements of a row.
     dim: u32,
     eps: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> prototypes: array<f32>;
+@group(0) @binding(1) var<storage, read> prototypes: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> inverse: array<f32>;
 
 override WORKGROUP: u32 = 64u;
@@ -52,15 +53,16 @@ fn main(
     }
     let first = row * params.dim;
     let last = first + params.dim;
-    var largest = 0.0;
+    var largest = vec4(0.0);
     for (var i = first + local.x; i < last; i += WORKGROUP) {
         largest = max(largest, abs(prototypes[i]));
     }
-    let unit = 1.0 / max(workgroup_max(local.x, largest), TINY);
+    let most = max(max(largest.x, largest.y), max(largest.z, largest.w));
+    let unit = 1.0 / max(workgroup_max(local.x, most), TINY);
     var squares = 0.0;
     for (var i = first + local.x; i < last; i += WORKGROUP) {
         let v = prototypes[i] * unit;
-        squares += v * v;
+        squares += dot(v, v);
     }
     // In units of the largest magnitude. With eps at most 1, its product with `unit` does not overflow.
     let norm = sqrt(workgroup_sum(local.x, squares));

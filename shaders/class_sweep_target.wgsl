@@ -7,17 +7,18 @@ struct Params {
     // The tile's first class, and how many it has.
     first: u32,
     classes: u32,
+    // Vectors of four elements of a row.
     dim: u32,
     // 1 for the first tile.
     initial: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> prototypes: array<f32>;
+@group(0) @binding(1) var<storage, read> prototypes: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> inverse: array<f32>;
-@group(0) @binding(3) var<storage, read> x: array<f32>;
+@group(0) @binding(3) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read> labels: array<u32>;
-@group(0) @binding(5) var<storage, read_write> unit: array<f32>;
+@group(0) @binding(5) var<storage, read_write> unit: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> cosine: array<f32>;
 
 override WORKGROUP: u32 = 64u;
@@ -45,12 +46,12 @@ fn main(
     let source = within * params.dim;
     var sum = 0.0;
     for (var d = lane; d < params.dim; d += WORKGROUP) {
-        var v = 0.0;
+        var v = vec4(0.0);
         if inside {
             v = prototypes[source + d] * inverse[within];
         }
         unit[base + d] = v;
-        sum += x[base + d] * v;
+        sum += dot(x[base + d], v);
     }
     sums[lane] = sum;
     for (var width = WORKGROUP / 2u; width > 0u; width /= 2u) {

@@ -8,6 +8,7 @@ struct Params {
     // Classes of the tile, and the first one's place among all that take part.
     rows: u32,
     first: u32,
+    // Vectors of four elements of a row.
     dim: u32,
     // First class of the range, and how many it has.
     range_first: u32,
@@ -26,12 +27,12 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> grad: array<f32>;
+@group(0) @binding(1) var<storage, read> grad: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> classes: array<u32>;
 @group(0) @binding(3) var<storage, read> lr: array<f32>;
 @group(0) @binding(4) var<storage, read> scale: array<f32>;
-@group(0) @binding(5) var<storage, read_write> weight: array<f32>;
-@group(0) @binding(6) var<storage, read_write> velocity: array<f32>;
+@group(0) @binding(5) var<storage, read_write> weight: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read_write> velocity: array<vec4<f32>>;
 @group(0) @binding(7) var<storage, read_write> partial: array<vec2<f32>>;
 
 override WORKGROUP: u32 = 64u;
@@ -65,10 +66,11 @@ fn workgroup_sum(lane: u32, value: vec2<f32>) -> vec2<f32> {
     return workgroupUniformLoad(&cells[0]);
 }
 
-fn square(value: f32) -> vec2<f32> {
-    let large = abs(value) >= LARGE;
-    let scaled = select(value, value * DOWN, large);
-    return select(vec2(scaled * scaled, 0.0), vec2(0.0, scaled * scaled), large);
+fn square(value: vec4<f32>) -> vec2<f32> {
+    let large = abs(value) >= vec4(LARGE);
+    let low = select(value, vec4(0.0), large);
+    let high = select(vec4(0.0), value * DOWN, large);
+    return vec2(dot(low, low), dot(high, high));
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -92,16 +94,17 @@ fn main(
         }
         let base = within * params.dim;
         let source = row * params.dim;
-        var largest = 0.0;
+        var largest = vec4(0.0);
         for (var d = lane; d < params.dim; d += WORKGROUP) {
             largest = max(largest, abs(weight[base + d]));
         }
-        let unit = 1.0 / max(workgroup_max(lane, largest), TINY);
+        let most = max(max(largest.x, largest.y), max(largest.z, largest.w));
+        let unit = 1.0 / max(workgroup_max(lane, most), TINY);
         // |w|^2 and w . g, in units of the largest magnitude.
         var products = vec2(0.0);
         for (var d = lane; d < params.dim; d += WORKGROUP) {
             let w = weight[base + d] * unit;
-            products += vec2(w * w, w * grad[source + d]);
+            products += vec2(dot(w, w), dot(w, grad[source + d]));
         }
         products = workgroup_sum(lane, products);
         let norm = sqrt(products.x);

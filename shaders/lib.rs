@@ -55,7 +55,6 @@ shaders! {
     "dropout",
     "epl_update",
     "fill",
-    "gather_target",
     "grad_norm",
     "grad_norm_finish",
     "image_input",
@@ -78,6 +77,7 @@ shaders! {
     "sgd_tail",
     "sum_all",
     "sum_rows",
+    "target_cosine",
     "uniface_loss",
     "uniface_loss_grad",
 }

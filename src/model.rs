@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use epl_runtime::{Device, Graph, Session, SessionOptions, Store, TensorDesc};
+use epl_runtime::{Device, Graph, Session, SessionOptions, Store, TensorDesc, TensorId};
 
 use crate::head::{self, HeadKind, HeadSettings};
 use crate::interchange::safetensors::{StateDict, Value};
@@ -13,6 +13,8 @@ use crate::{Error, Result};
 
 /// Name of the class weights in the state dict.
 pub const HEAD_WEIGHT: &str = "loss.weight";
+/// Name of the momentum of the class weights among the persistent tensors.
+pub const HEAD_MOMENTUM: &str = "loss.weight.momentum";
 /// Name of the empirical prototypes in the state dict.
 pub const HEAD_QUEUE: &str = "loss.queue";
 /// Name of UniFace's bias in the state dict.
@@ -36,7 +38,8 @@ pub struct ModelSpec {
     pub arch: String,
     /// The head; `None` for a model that only embeds.
     pub head: Option<Head>,
-    /// The parameters of both.
+    /// The parameters of both that lie in arenas: all but the class weights and the empirical prototypes. These are
+    /// persistent tensors of their own, since they may be larger than a buffer.
     pub parameters: Parameters,
 }
 
@@ -45,33 +48,55 @@ impl ModelSpec {
     pub fn new(arch: &str, network: IrNetwork, head: Option<Head>) -> Result<Self> {
         network.validate()?;
         let mut specs = network.parameters();
-        if let Some(head) = &head {
-            let dimension = network.embedding;
+        if let Some(head) = head.as_ref().filter(|head| head.settings.kind == HeadKind::UniFace) {
             specs.push(ParameterSpec {
-                name: HEAD_WEIGHT.into(),
-                shape: [head.classes, dimension].into(),
+                name: HEAD_BIAS.into(),
+                shape: [1].into(),
                 layout: Layout::Plain,
                 role: Role::Weight,
-                initial: Initial::Normal(1.0 / (dimension as f32).sqrt()),
+                initial: Initial::Constant(head::initial_bias(head.classes)),
             });
-            if head.settings.kind == HeadKind::UniFace {
-                specs.push(ParameterSpec {
-                    name: HEAD_BIAS.into(),
-                    shape: [1].into(),
-                    layout: Layout::Plain,
-                    role: Role::Weight,
-                    initial: Initial::Constant(head::initial_bias(head.classes)),
-                });
-            }
         }
         Ok(Self { network, arch: arch.into(), head, parameters: Parameters::new(specs)? })
     }
 
+    /// Shape of the class weights, where there is a head: `[classes, embedding]`.
+    pub fn weight_desc(&self) -> Option<TensorDesc> {
+        self.head.as_ref().map(|head| TensorDesc::f32([head.classes, self.network.embedding]))
+    }
+
     /// Shape of the empirical prototypes, where the head has them: `[classes, embedding]`.
     pub fn queue_desc(&self) -> Option<TensorDesc> {
-        let head = self.head.as_ref()?;
-        head.settings.epl.as_ref()?;
-        Some(TensorDesc::f32([head.classes, self.network.embedding]))
+        self.head.as_ref()?.settings.epl.as_ref()?;
+        self.weight_desc()
+    }
+
+    /// The tensors `[classes, embedding]` of the head, with the deviation of the noise that they start as.
+    fn tables(&self) -> Vec<(&'static str, TensorDesc, f32)> {
+        // Empirical prototypes are unit-variance noise, not normalised, as the release starts them.
+        let weight =
+            self.weight_desc().map(|desc| (HEAD_WEIGHT, desc, 1.0 / (self.network.embedding as f32).sqrt()));
+        let queue = self.queue_desc().map(|desc| (HEAD_QUEUE, desc, 1.0));
+        weight.into_iter().chain(queue).collect()
+    }
+
+    /// Declares the class weights, their momentum and the empirical prototypes in `graph`, as far as the head has them.
+    pub fn declare_tables(&self, graph: &mut Graph) -> Result<Option<Tables>> {
+        let Some(desc) = self.weight_desc() else { return Ok(None) };
+        Ok(Some(Tables {
+            weight: graph.persistent(HEAD_WEIGHT, desc.clone(), "weights")?,
+            momentum: graph.persistent(HEAD_MOMENTUM, desc, "optimizer")?,
+            queue: match self.queue_desc() {
+                Some(desc) => Some(graph.persistent(HEAD_QUEUE, desc, "prototypes")?),
+                None => None,
+            },
+        }))
+    }
+
+    /// Number of trained elements of network and head.
+    pub fn trained_elements(&self) -> usize {
+        let weight = self.weight_desc().map_or(0, |desc| desc.shape.elements());
+        self.parameters.trained_elements() + weight
     }
 
     /// What the metadata of a weights file says about the network.
@@ -135,6 +160,20 @@ impl ModelSpec {
     }
 }
 
+/// The tensors `[classes, embedding]` of a head in a graph.
+#[derive(Clone, Copy, Debug)]
+pub struct Tables {
+    /// The class weights.
+    pub weight: TensorId,
+    /// Their momentum.
+    pub momentum: TensorId,
+    /// The empirical prototypes, with EPL.
+    pub queue: Option<TensorId>,
+}
+
+/// Initial values that are made and handed to the device at once: the host never holds a whole table.
+const INITIAL_CHUNK: usize = 4 << 20;
+
 /// A model with its parameters on a device.
 pub struct Model {
     /// What it is.
@@ -148,10 +187,12 @@ impl Model {
     pub fn new(spec: ModelSpec, device: &Arc<Device>, seed: u64) -> Result<Self> {
         let model = Self::allocate(spec, device)?;
         initialize(&model.spec.parameters, &model.store, seed)?;
-        if let Some(desc) = model.spec.queue_desc() {
-            // Unit-variance noise, not normalised, as the release starts it.
-            let values = normal(HEAD_QUEUE, desc.shape.elements(), 1.0, seed)?;
-            model.store.write_range(HEAD_QUEUE, 0, bytemuck::cast_slice(&values))?;
+        for (name, desc, deviation) in model.spec.tables() {
+            let mut offset = 0;
+            for values in normal(name, desc.shape.elements(), deviation, seed)?.chunks(INITIAL_CHUNK) {
+                model.store.write_range(name, offset, bytemuck::cast_slice(&values))?;
+                offset += 4 * values.len() as u64;
+            }
         }
         Ok(model)
     }
@@ -165,9 +206,7 @@ impl Model {
             let arena = TensorDesc::f32([spec.parameters.arena_elements()]);
             graph.persistent(MOMENTUM, arena, "optimizer")?;
         }
-        if let Some(desc) = spec.queue_desc() {
-            graph.persistent(HEAD_QUEUE, desc, "prototypes")?;
-        }
+        spec.declare_tables(&mut graph)?;
         // A session of a graph without ops allocates what it declares and nothing else.
         Session::new(&graph, &store, SessionOptions::default())?;
         Ok(Self { spec, store })
@@ -203,12 +242,12 @@ impl Model {
                 }
             }
         }
-        if let Some(desc) = self.spec.queue_desc() {
-            match dict.floats(HEAD_QUEUE) {
+        for (name, desc, _) in self.spec.tables() {
+            match dict.floats(name) {
                 Some((shape, values)) if shape == desc.shape.dims() => {
-                    self.store.write_range(HEAD_QUEUE, 0, bytemuck::cast_slice(values))?;
+                    self.store.write_range(name, 0, bytemuck::cast_slice(values))?;
                 }
-                _ => left.push(HEAD_QUEUE.into()),
+                _ => left.push(name.into()),
             }
         }
         Ok(left)
@@ -227,9 +266,9 @@ impl Model {
                     .insert(format!("{layer}num_batches_tracked"), (vec![], Value::I64(vec![tracked])));
             }
         }
-        if let Some(desc) = self.spec.queue_desc() {
-            let queue = self.store.read(HEAD_QUEUE)?;
-            dict.insert(HEAD_QUEUE, desc.shape.dims(), queue.as_f32()?.to_vec());
+        for (name, desc, _) in self.spec.tables() {
+            let table = self.store.read(name)?;
+            dict.insert(name, desc.shape.dims(), table.as_f32()?.to_vec());
         }
         dict.metadata.extend(self.spec.metadata(step));
         Ok(dict)

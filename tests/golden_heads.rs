@@ -10,12 +10,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use epl::head::{
-    ArcMode, Duplicates, EplSettings, EplUpdate, HeadInputs, HeadKind, HeadSettings, head_loss, initial_bias,
+    ArcMode, Duplicates, EplSettings, EplUpdate, HeadForm, HeadInputs, HeadKind, HeadPass, HeadSettings,
+    head_loss, initial_bias,
 };
 use epl_runtime::autodiff::backward;
 use epl_runtime::interpret::{Values, interpret};
+use epl_runtime::ops::sgd::Sgd;
 use epl_runtime::{
-    Array, Device, DeviceOptions, Graph, HostTensor, Session, SessionOptions, Store, TensorId,
+    Array, Device, DeviceOptions, Graph, HostTensor, Session, SessionOptions, Store, TensorDesc, TensorId,
 };
 use safetensors::{Dtype, SafeTensors};
 
@@ -85,7 +87,7 @@ impl Golden {
                 "" | "characteristic_gradient_detachment" => ArcMode::StraightThrough,
                 other => panic!("{}: unknown mode {other}", path.display()),
             },
-            epl: None,
+            ..HeadSettings::default()
         };
         let mut active = false;
         if tensors.contains_key("queue_in") {
@@ -144,7 +146,13 @@ struct Recorded {
     outputs: Vec<(&'static str, TensorId)>,
 }
 
-fn record(golden: &Golden) -> Recorded {
+/// How the classes are walked: all at once, or in tiles of so many.
+type Form = Option<usize>;
+
+/// The classes of the files, 20, at once, in one tile, in several of which the last is shorter, and one or two at a time.
+const FORMS: [Form; 4] = [None, Some(64), Some(6), Some(1)];
+
+fn record(golden: &Golden, form: Form) -> Recorded {
     let mut graph = Graph::new();
     let mut inputs = Vec::new();
     let mut add = |graph: &mut Graph, name| {
@@ -158,12 +166,17 @@ fn record(golden: &Golden) -> Recorded {
         weight: add(&mut graph, "weight"),
         queue: golden.settings.epl.map(|_| add(&mut graph, "queue_in")),
         bias: (golden.settings.kind == HeadKind::UniFace).then(|| add(&mut graph, "bias")),
+        sampled: None,
     };
-    let result = head_loss(&mut graph, head, &golden.settings, golden.active).unwrap();
-    assert_eq!(result.empirical_cosine.is_some(), golden.active, "{}", golden.name);
+    let mut settings = golden.settings;
+    settings.form = if form.is_some() { HeadForm::Tiled } else { HeadForm::Materialized };
+    let pass = HeadPass { empirical_branch: golden.active, tile: form };
+    let result = head_loss(&mut graph, head, &settings, pass).unwrap();
+    assert_eq!(result.empirical_cosine.is_some(), golden.settings.epl.is_some(), "{}", golden.name);
+    assert_eq!(result.prototypes.is_some(), form.is_some());
     let trained: Vec<(&'static str, TensorId)> = [
         Some(("grad_x", head.embedding)),
-        Some(("grad_weight", head.weight)),
+        result.prototypes.is_none().then_some(("grad_weight", head.weight)),
         head.bias.map(|bias| ("grad_bias", bias)),
     ]
     .into_iter()
@@ -174,12 +187,25 @@ fn record(golden: &Golden) -> Recorded {
     let mut outputs = vec![("loss", result.loss)];
     outputs.extend(trained.iter().zip(gradients).map(|(&(name, _), id)| (name, id)));
     outputs.extend(head.queue.map(|queue| ("queue_out", queue)));
+    if let Some(prototypes) = result.prototypes {
+        // Without momentum and decay, the velocity after the step is the gradient.
+        let velocity = graph.persistent("velocity", golden.tensor("weight").desc(), "test").unwrap();
+        let lr = graph.persistent("lr", TensorDesc::f32([1]), "test").unwrap();
+        let rule = Sgd { momentum: 0.0, weight_decay: 0.0 };
+        prototypes.apply(&mut graph, velocity, lr, rule, None).unwrap();
+        outputs.push(("grad_weight", velocity));
+    }
     Recorded { graph, inputs, outputs }
 }
 
-fn by_reference(golden: &Golden) -> HashMap<&'static str, Array> {
-    let Recorded { graph, inputs, outputs } = record(golden);
+fn by_reference(golden: &Golden, form: Form) -> HashMap<&'static str, Array> {
+    let Recorded { graph, inputs, outputs } = record(golden, form);
     let mut values = Values::new();
+    for name in ["velocity", "lr"] {
+        if let Some(id) = graph.find(name) {
+            values.set(&graph, id, Array::zeros(graph.tensor(id).desc.shape.clone())).unwrap();
+        }
+    }
     for (name, id) in inputs {
         values.set(&graph, id, Array::from(golden.tensor(name))).unwrap();
     }
@@ -187,8 +213,8 @@ fn by_reference(golden: &Golden) -> HashMap<&'static str, Array> {
     outputs.into_iter().map(|(name, id)| (name, values.get(&graph, id).unwrap())).collect()
 }
 
-fn on_gpu(golden: &Golden, device: &Arc<Device>) -> HashMap<&'static str, HostTensor> {
-    let Recorded { mut graph, inputs, outputs } = record(golden);
+fn on_gpu(golden: &Golden, form: Form, device: &Arc<Device>) -> HashMap<&'static str, HostTensor> {
+    let Recorded { mut graph, inputs, outputs } = record(golden, form);
     for &(_, id) in &outputs {
         graph.keep(id);
     }
@@ -217,7 +243,9 @@ fn every_file_is_used() {
 fn references_match_the_released_code() {
     for file in FILES {
         let golden = Golden::read(file);
-        golden.check(&by_reference(&golden));
+        for form in FORMS {
+            golden.check(&by_reference(&golden, form));
+        }
     }
 }
 
@@ -226,11 +254,14 @@ fn the_gpu_matches_the_released_code_and_repeats_itself() {
     let device = Device::open(&DeviceOptions::default()).expect("a GPU, or a software Vulkan driver");
     for file in FILES {
         let golden = Golden::read(file);
-        let found = on_gpu(&golden, &device);
-        golden.check(&found.iter().map(|(&name, value)| (name, Array::from(value))).collect());
-        let again = on_gpu(&golden, &device);
-        for (name, value) in &found {
-            assert_eq!(value.bytes(), again[name].bytes(), "{}: {name} is not the same twice", golden.name);
+        for form in FORMS {
+            let found = on_gpu(&golden, form, &device);
+            golden.check(&found.iter().map(|(&name, value)| (name, Array::from(value))).collect());
+            let again = on_gpu(&golden, form, &device);
+            for (name, value) in &found {
+                let same = value.bytes() == again[name].bytes();
+                assert!(same, "{}, {form:?}: {name} is not the same twice", golden.name);
+            }
         }
     }
 }
@@ -251,10 +282,12 @@ fn a_head_says_what_it_lacks() {
         weight: add("weight"),
         queue: Some(add("queue_in")),
         bias: Some(add("bias")),
+        sampled: None,
     };
     let plain = HeadSettings { epl: None, ..golden.settings };
     let mut fails = |inputs, settings: &HeadSettings, active, what: &str| {
-        let error = head_loss(&mut graph, inputs, settings, active).unwrap_err();
+        let pass = HeadPass { empirical_branch: active, tile: None };
+        let error = head_loss(&mut graph, inputs, settings, pass).unwrap_err();
         assert!(error.to_string().contains(what), "{error}");
         assert!(error.hint().is_some(), "{error}");
     };

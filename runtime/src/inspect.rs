@@ -1,12 +1,13 @@
 //! Looking into a session: time a node, and the first node whose result is not what its reference says.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use crate::case::Tolerance;
 use crate::check::{Deviation, compare};
 use crate::host::Array;
 use crate::op::{Cost, TensorId};
-use crate::session::Session;
+use crate::session::{Piece, Session};
 use crate::{Error, Result};
 
 /// Seconds of each step of a plan.
@@ -36,15 +37,17 @@ pub struct NodeTiming {
 pub fn node_seconds(session: &Session, repeats: usize) -> Result<NodeSeconds> {
     let nodes = session.plan().steps.len();
     let repeats = repeats.max(1);
+    let pieces: Vec<Piece> = (0..nodes).map(|position| Piece { position, launch: None }).collect();
     let mut seconds = vec![0.0; nodes];
     // A query set holds 4096 timestamps (WebGPU).
     let mut gpu_clock = session.device().has_timestamps() && nodes * 2 <= 4096;
     for _ in 0..repeats {
-        let mut once = if gpu_clock { by_timestamps(session)? } else { by_wall_clock(session)? };
+        let mut once =
+            if gpu_clock { by_timestamps(session, &pieces)? } else { by_wall_clock(session, &pieces)? };
         if gpu_clock && once.iter().all(|&s| s == 0.0) {
             // A clock that stands still (seen on macOS 26) is no clock.
             gpu_clock = false;
-            once = by_wall_clock(session)?;
+            once = by_wall_clock(session, &pieces)?;
         }
         for (sum, s) in seconds.iter_mut().zip(once) {
             *sum += s / repeats as f64;
@@ -69,25 +72,68 @@ pub fn profile(session: &Session, repeats: usize) -> Result<Vec<NodeTiming>> {
     Ok(session.plan().steps.iter().zip(times.seconds).filter_map(timing).collect())
 }
 
-fn by_timestamps(session: &Session) -> Result<Vec<f64>> {
+/// Time of all launches of one kernel in a step.
+#[derive(Clone, Debug)]
+pub struct KernelTiming {
+    /// The shader's name.
+    pub kernel: &'static str,
+    /// Launches a step.
+    pub launches: usize,
+    /// Mean seconds of all of them in a step.
+    pub seconds: f64,
+}
+
+/// Times every launch of the session's plan alone, with the inputs last uploaded, over `repeats` runs, and adds them up
+/// by kernel, the slowest first. Running it repeats updates of persistent tensors.
+pub fn kernel_seconds(session: &Session, repeats: usize) -> Result<Vec<KernelTiming>> {
+    let steps = session.plan().steps.iter().enumerate();
+    let (names, pieces): (Vec<&'static str>, Vec<Piece>) = steps
+        .flat_map(|(position, step)| {
+            let launches = step.dispatches.iter().enumerate();
+            launches.map(move |(index, dispatch)| {
+                (dispatch.kernel.shader, Piece { position, launch: Some(index) })
+            })
+        })
+        .unzip();
+    let repeats = repeats.max(1);
+    let mut kernels: BTreeMap<&'static str, (usize, f64)> = BTreeMap::new();
+    for _ in 0..repeats {
+        // A query set holds 4096 timestamps (WebGPU).
+        for (names, pieces) in names.chunks(2048).zip(pieces.chunks(2048)) {
+            let timed = session.device().has_timestamps();
+            let seconds =
+                if timed { by_timestamps(session, pieces)? } else { by_wall_clock(session, pieces)? };
+            for (&kernel, seconds) in names.iter().zip(seconds) {
+                let entry = kernels.entry(kernel).or_default();
+                *entry = (entry.0 + 1, entry.1 + seconds / repeats as f64);
+            }
+        }
+    }
+    let timing =
+        |(kernel, (launches, seconds))| KernelTiming { kernel, launches: launches / repeats, seconds };
+    let mut timings: Vec<KernelTiming> = kernels.into_iter().map(timing).collect();
+    timings.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+    Ok(timings)
+}
+
+fn by_timestamps(session: &Session, pieces: &[Piece]) -> Result<Vec<f64>> {
     let device = session.device();
-    let nodes = session.plan().steps.len();
-    let count = (nodes * 2) as u32;
+    let count = (pieces.len() * 2) as u32;
     let queries = device.device.create_query_set(&wgpu::QuerySetDescriptor {
-        label: Some("node timestamps"),
+        label: Some("timestamps"),
         ty: wgpu::QueryType::Timestamp,
         count: count.max(2),
     });
     let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
     let resolved = device.buffer("timestamps", u64::from(count.max(2)) * 8, usage)?;
     let mut encoder = device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-    for position in 0..nodes {
+    for (index, &piece) in (0..).zip(pieces) {
         let writes = wgpu::ComputePassTimestampWrites {
             query_set: &queries,
-            beginning_of_pass_write_index: Some(position as u32 * 2),
-            end_of_pass_write_index: Some(position as u32 * 2 + 1),
+            beginning_of_pass_write_index: Some(index * 2),
+            end_of_pass_write_index: Some(index * 2 + 1),
         };
-        session.encode_node(&mut encoder, position, Some(writes));
+        session.encode_piece(&mut encoder, piece, Some(writes));
     }
     encoder.resolve_query_set(&queries, 0..count, &resolved, 0);
     device.submit(encoder)?;
@@ -103,14 +149,15 @@ fn by_timestamps(session: &Session) -> Result<Vec<f64>> {
         .collect())
 }
 
-fn by_wall_clock(session: &Session) -> Result<Vec<f64>> {
+fn by_wall_clock(session: &Session, pieces: &[Piece]) -> Result<Vec<f64>> {
     let device = session.device();
     device.finish()?;
-    (0..session.plan().steps.len())
-        .map(|position| {
+    pieces
+        .iter()
+        .map(|&piece| {
             let mut encoder =
                 device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            session.encode_node(&mut encoder, position, None);
+            session.encode_piece(&mut encoder, piece, None);
             let start = Instant::now();
             device.submit(encoder)?;
             device.finish()?;
@@ -154,7 +201,7 @@ pub fn find_divergence(session: &mut Session, tolerance: Tolerance) -> Result<Op
         let read = |id: &TensorId| session.read(*id).map(|value| Array::from(&value));
         let inputs: Vec<Array> = node.inputs.iter().map(read).collect::<Result<_>>()?;
         let mut encoder = device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        session.encode_node(&mut encoder, position, None);
+        session.encode_node(&mut encoder, position);
         device.submit(encoder)?;
         let wants = node.op.reference(&inputs);
         let updated = node.op.updates().iter().filter_map(|&index| node.inputs.get(index));

@@ -104,6 +104,15 @@ pub struct Session {
     finished: VecDeque<Finished>,
 }
 
+/// A node of a plan, or one of its launches.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Piece {
+    /// The node's place in the plan.
+    pub(crate) position: usize,
+    /// The launch; `None` for all of the node's.
+    pub(crate) launch: Option<usize>,
+}
+
 /// A buffer, and the bytes of it that a tensor takes.
 pub(crate) struct Region<'a> {
     pub(crate) buffer: &'a wgpu::Buffer,
@@ -421,7 +430,7 @@ impl Session {
         if self.poison.is_some() {
             for position in 0..self.launches.len() {
                 self.encode_poison(&mut encoder, position);
-                self.encode_node(&mut encoder, position, None);
+                self.encode_node(&mut encoder, position);
             }
         } else {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
@@ -492,15 +501,25 @@ impl Session {
     }
 
     /// Encodes one node in a pass of its own.
-    pub(crate) fn encode_node(
+    pub(crate) fn encode_node(&self, encoder: &mut wgpu::CommandEncoder, position: usize) {
+        self.encode_piece(encoder, Piece { position, launch: None }, None);
+    }
+
+    /// Encodes a piece of a step in a pass of its own.
+    pub(crate) fn encode_piece(
         &self,
         encoder: &mut wgpu::CommandEncoder,
-        position: usize,
+        piece: Piece,
         timestamps: Option<wgpu::ComputePassTimestampWrites<'_>>,
     ) {
         let mut pass = encoder
             .begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes: timestamps });
-        for launch in self.launches.get(position).into_iter().flatten() {
+        let launches = self.launches.get(piece.position).map_or(&[][..], Vec::as_slice);
+        let chosen = match piece.launch {
+            Some(index) => launches.get(index..=index).unwrap_or(&[]),
+            None => launches,
+        };
+        for launch in chosen {
             run(&mut pass, launch);
         }
     }

@@ -37,7 +37,7 @@ epl_runtime::param_block! {
         first: u32,
         /// Classes of the tile.
         classes: u32,
-        /// Elements of an embedding.
+        /// Vectors of four elements of an embedding.
         dim: u32,
         /// 1 for the first tile.
         initial: u32,
@@ -85,9 +85,9 @@ epl_runtime::param_block! {
 epl_runtime::param_block! {
     /// Parameters of `class_sweep_add.wgsl`.
     pub struct AddParams {
-        /// Elements.
+        /// Vectors of four elements.
         len: u32,
-        /// Elements of a row.
+        /// Those of a row.
         dim: u32,
         /// 1 where the sum so far is scaled.
         decayed: u32,
@@ -101,7 +101,7 @@ epl_runtime::param_block! {
         rows: u32,
         /// Classes that take part.
         classes: u32,
-        /// Elements of an embedding.
+        /// Vectors of four elements of an embedding.
         dim: u32,
         /// The target's margin, as in `margin_loss.wgsl`.
         rule: u32,
@@ -238,7 +238,7 @@ pub struct ClassSweep {
     pub loss: ClassLoss,
     /// Whether only the classes of a list take part; labels are then places in it.
     pub sampled: bool,
-    /// Classes of a tile (a multiple of 64); by default what suits the adapter.
+    /// Classes of a tile; by default what suits the adapter.
     pub tile: Option<usize>,
 }
 
@@ -283,7 +283,7 @@ impl ClassSweep {
         let unit = lowering.workspace(4 * (walk.samples * walk.dim) as u64);
         let (x, labels, [loss_out, cosine, dx, state]) = (Operand::Input(1), Operand::Input(2), OUTPUTS);
         let rows = lowering.size(walk.samples)?;
-        let dim = lowering.size(walk.dim)?;
+        let dim = lowering.size(walk.dim / 4)?;
         let grid = lowering.fold(walk.samples)?;
         let row_constants = [("WORKGROUP", row_workgroup(lowering.caps(), 256.0))];
         let vector_constants = [("WORKGROUP", row_workgroup(lowering.caps(), 64.0))];
@@ -389,10 +389,10 @@ impl Shares {
         Self::product(walk, tile).lower(lowering, operands, share.unwrap_or(dx), self.scratch)?;
         self.begun = true;
         let Some(share) = share else { return Ok(()) };
-        let len = walk.samples * walk.dim;
+        let len = walk.samples * walk.dim / 4;
         let params = AddParams {
             len: lowering.size(len)?,
-            dim: lowering.size(walk.dim)?,
+            dim: lowering.size(walk.dim / 4)?,
             decayed: u32::from(decay.is_some()),
         };
         // A kernel has one set of bindings: without a factor, something that is not read fills its place.
@@ -403,7 +403,8 @@ impl Shares {
     }
 }
 
-/// The sizes of operands `table [C, D], x [B, D], labels u32 [B]` of op `op`, where they fit: (B, C, D).
+/// The sizes of operands `table [C, D], x [B, D], labels u32 [B]` of op `op`, where they fit: (B, C, D). The kernels take
+/// vectors of four elements.
 pub(super) fn check_operands(
     op: &str,
     table: &TensorDesc,
@@ -412,12 +413,18 @@ pub(super) fn check_operands(
 ) -> Result<(usize, usize, usize)> {
     match (table.shape.dims(), x.shape.dims()) {
         (&[classes, dim], &[rows, found])
-            if found == dim && table.dtype == DType::F32 && x.dtype == DType::F32 =>
+            if found == dim
+                && dim.is_multiple_of(4)
+                && table.dtype == DType::F32
+                && x.dtype == DType::F32 =>
         {
             check_labels(op, labels, rows)?;
             Ok((rows, classes, dim))
         }
-        _ => Err(Error::shape(op, format!("table {table}, x {x}"), "table f32[C, D], x f32[B, D]")),
+        _ => {
+            let expected = "table f32[C, D], x f32[B, D] with D a multiple of 4";
+            Err(Error::shape(op, format!("table {table}, x {x}"), expected))
+        }
     }
 }
 

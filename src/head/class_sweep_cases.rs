@@ -25,10 +25,10 @@ pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for target in every_target() {
         let loss = margin(target, 64.0, 0.0);
-        cases.push(case(&format!("{target:?}, several tiles"), loss, [13, 203, 19]));
+        cases.push(case(&format!("{target:?}, several tiles"), loss, [13, 203, 20]));
         // Straight-through is no derivative. A small scale keeps every probability large enough for differences.
         if !matches!(target, TargetMargin::Arc(_, ArcMode::StraightThrough)) {
-            let small = case(&format!("{target:?}, small scale"), margin(target, 4.0, 0.0), [5, 67, 7]);
+            let small = case(&format!("{target:?}, small scale"), margin(target, 4.0, 0.0), [5, 67, 8]);
             cases.push(small.differentiate(&[1]).epsilon(1e-6));
         }
     }
@@ -36,9 +36,9 @@ pub(super) fn cases() -> Vec<Case> {
     let mut edges =
         case("labels in the first and the last tile, twice", margin(subtract, 64.0, 0.0), [6, 130, 8]);
     edges.inputs[2] = words(&[0, 129, 63, 64, 129, 0]);
-    let mut foreign = case("labels that are no class", margin(subtract, 64.0, 0.0), [4, 70, 5]);
+    let mut foreign = case("labels that are no class", margin(subtract, 64.0, 0.0), [4, 70, 4]);
     foreign.inputs[2] = words(&[70, 0, u32::MAX, 69]);
-    let mut foreign_uniface = case("UniFace, labels that are no class", uniface(64.0, 0.0), [4, 70, 5]);
+    let mut foreign_uniface = case("UniFace, labels that are no class", uniface(64.0, 0.0), [4, 70, 4]);
     foreign_uniface.inputs[2] = words(&[70, 0, u32::MAX, 69]);
     let mut zeros = case("prototypes of nothing but zeros", margin(subtract, 64.0, 0.0), [3, 65, 4]);
     zeros.inputs[0] = constant([65, 4], 0.0);
@@ -55,16 +55,16 @@ pub(super) fn cases() -> Vec<Case> {
             margin(TargetMargin::Arc(0.4, ArcMode::StraightThrough), 64.0, 0.7),
             [9, 200, 16],
         ),
-        case("one class", margin(subtract, 64.0, 0.0), [3, 1, 5]),
-        case("two classes", margin(subtract, 64.0, 0.0), [3, 2, 5]),
+        case("one class", margin(subtract, 64.0, 0.0), [3, 1, 8]),
+        case("two classes", margin(subtract, 64.0, 0.0), [3, 2, 8]),
         case("exactly one tile", margin(subtract, 64.0, 0.0), [17, 64, 12]),
-        case("one element", margin(subtract, 64.0, 0.0), [1, 1, 1]),
+        case("one element", margin(subtract, 64.0, 0.0), [1, 1, 4]),
         sampled("sampled", margin(subtract, 64.0, 0.0), [7, 301, 12], &every_third),
         sampled("sampled, UniFace", uniface(64.0, 0.0), [7, 301, 12], &every_third),
-        case("UniFace, several tiles", uniface(64.0, 0.0), [13, 203, 19]),
+        case("UniFace, several tiles", uniface(64.0, 0.0), [13, 203, 20]),
         case("UniFace, adaptive", uniface(64.0, 0.7), [9, 300, 16]),
-        case("UniFace, small scale", uniface(4.0, 0.0), [5, 67, 7]).differentiate(&[1, 3]).epsilon(1e-6),
-        case("UniFace, one class", uniface(64.0, 0.0), [3, 1, 5]),
+        case("UniFace, small scale", uniface(4.0, 0.0), [5, 67, 8]).differentiate(&[1, 3]).epsilon(1e-6),
+        case("UniFace, one class", uniface(64.0, 0.0), [3, 1, 8]),
         foreign_uniface,
     ]);
     for classes in [10_572, 85_742] {

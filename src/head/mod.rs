@@ -8,17 +8,18 @@ pub mod class_sweep;
 mod class_sweep_cases;
 pub mod class_update;
 pub mod epl_update;
-pub mod gather_target;
 pub mod margin_loss;
 mod rows;
+pub mod sampling;
 mod settings;
+pub mod target_cosine;
 mod tiles;
 pub mod uniface_loss;
 
 use epl_runtime::case::OpEntry;
 
-pub use build::{HeadInputs, HeadOutputs, head_loss, initial_bias};
-pub use settings::{ArcMode, Duplicates, EplSettings, EplUpdate, HeadKind, HeadSettings};
+pub use build::{HeadInputs, HeadOutputs, HeadPass, PrototypeStep, SampledClasses, head_loss, initial_bias};
+pub use settings::{ArcMode, Duplicates, EplSettings, EplUpdate, HeadForm, HeadKind, HeadSettings};
 
 /// Every op of the heads, sorted by name.
 pub const REGISTRY: &[OpEntry] = &[
@@ -26,9 +27,9 @@ pub const REGISTRY: &[OpEntry] = &[
     class_sweep::ENTRY,
     class_update::ENTRY,
     epl_update::ENTRY,
-    gather_target::ENTRY,
     margin_loss::ENTRY,
     margin_loss::GRAD_ENTRY,
+    target_cosine::ENTRY,
     uniface_loss::ENTRY,
     uniface_loss::GRAD_ENTRY,
 ];

@@ -80,6 +80,19 @@ impl Default for EplSettings {
     }
 }
 
+/// How the cosines of a batch and all classes are computed. Both give the same up to rounding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HeadForm {
+    /// What fits the adapter, and of that the faster.
+    #[default]
+    Auto,
+    /// All at once: matrices of samples and classes, and the gradient of the prototypes, exist.
+    Materialized,
+    /// Classes in tiles: nothing grows with their number but the prototypes and their momentum.
+    Tiled,
+}
+
 /// A head: the loss, its margin and scale, and whether it learns empirical prototypes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -93,6 +106,11 @@ pub struct HeadSettings {
     pub scale: f64,
     /// ArcFace only.
     pub arc_mode: ArcMode,
+    /// How the cosines are computed.
+    pub form: HeadForm,
+    /// Share of the classes that take part in a step, in `(0, 1]`: those of the batch, and a random sample of the others
+    /// (Partial FC, arXiv 2010.05222).
+    pub sample_rate: f64,
     /// Empirical prototype learning; `None` is the plain head.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epl: Option<EplSettings>,
@@ -100,7 +118,15 @@ pub struct HeadSettings {
 
 impl Default for HeadSettings {
     fn default() -> Self {
-        Self { kind: HeadKind::CosFace, margin: 0.4, scale: 64.0, arc_mode: ArcMode::default(), epl: None }
+        Self {
+            kind: HeadKind::CosFace,
+            margin: 0.4,
+            scale: 64.0,
+            arc_mode: ArcMode::default(),
+            form: HeadForm::default(),
+            sample_rate: 1.0,
+            epl: None,
+        }
     }
 }
 

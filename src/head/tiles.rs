@@ -21,7 +21,7 @@ epl_runtime::param_block! {
         rows: u32,
         /// Place of the tile's first class among those that take part.
         first: u32,
-        /// Elements of a prototype.
+        /// Vectors of four elements of a prototype.
         dim: u32,
         /// First class of the table's range.
         range_first: u32,
@@ -35,7 +35,7 @@ epl_runtime::param_block! {
     pub struct NormsParams {
         /// Classes of the tile.
         rows: u32,
-        /// Elements of a prototype.
+        /// Vectors of four elements of a prototype.
         dim: u32,
         /// The least norm by which a prototype is divided.
         eps: f32,
@@ -101,11 +101,18 @@ pub(super) struct Tile {
     range: Option<(u64, u64)>,
 }
 
-/// The classes that take part, in tiles of nearly equal size of at most `most` rows (a multiple of 64), none of which
-/// crosses a range. A function of its arguments alone.
+/// Rows of `dim` elements that together are as long as the offset of a binding must be aligned.
+fn aligned_rows(dim: usize) -> usize {
+    // 256 bytes; a row's length is a multiple of a power of two, which is what it has in common with them.
+    let row = 4 * dim.max(1);
+    (256 >> row.trailing_zeros().min(8)).max(1)
+}
+
+/// The classes that take part, in tiles of nearly equal size of at most `most` rows (rounded up to where a binding may
+/// begin), none of which crosses a range. A function of its arguments alone.
 fn tiles(ranges: &[RowRange], sampled: Option<usize>, dim: usize, most: usize) -> Vec<Tile> {
     let cut = |first: usize, rows: usize, at: Option<u64>| {
-        let step = rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(ROW_ALIGNMENT);
+        let step = rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(aligned_rows(dim));
         (0..rows.div_ceil(step)).map(move |i| {
             let count = step.min(rows - i * step);
             let bytes = |rows: usize| (rows * dim * 4) as u64;
@@ -153,7 +160,7 @@ pub(super) struct Walk {
 }
 
 impl Walk {
-    /// Divides the classes of the op that is lowered. `tile` overrides the number of classes of a tile, for tests.
+    /// Divides the classes of the op that is lowered. `tile` overrides the number of classes of a tile.
     pub fn new(lowering: &mut Lowering<'_>, operands: Operands, tile: Option<usize>) -> Result<Self> {
         let caps = lowering.caps();
         let table = lowering.input(operands.table)?;
@@ -164,7 +171,7 @@ impl Walk {
         };
         lowering.size(table.shape.dim(0))?;
         let fits = tile_elements(caps) / samples.max(dim).max(1) / ROW_ALIGNMENT * ROW_ALIGNMENT;
-        let most = tile.unwrap_or(fits).max(ROW_ALIGNMENT);
+        let most = tile.unwrap_or(fits.max(ROW_ALIGNMENT)).max(1);
         let ranges = caps.row_ranges(table);
         let tiles = tiles(&ranges, sampled, dim, most);
         let longest = tiles.iter().map(|tile| tile.rows).max().unwrap_or(1);
@@ -216,7 +223,7 @@ impl Walk {
         };
         let params = NormsParams {
             rows: lowering.size(tile.rows)?,
-            dim: lowering.size(self.dim)?,
+            dim: lowering.size(self.dim / 4)?,
             eps: PROTOTYPE_EPSILON,
         };
         let constants = [("WORKGROUP", row_workgroup(lowering.caps(), 64.0))];
@@ -240,7 +247,7 @@ impl Walk {
             let params = GatherParams {
                 rows: lowering.size(tile.rows)?,
                 first: lowering.size(tile.first)?,
-                dim: lowering.size(self.dim)?,
+                dim: lowering.size(self.dim / 4)?,
                 range_first: lowering.size(range.first)?,
                 range_rows: lowering.size(range.rows)?,
             };
@@ -324,6 +331,15 @@ mod tests {
         assert_eq!(rows(1), [1]);
         assert_eq!(rows(1024), [1024]);
         assert_eq!(rows(1025), [576, 449]);
+    }
+
+    #[test]
+    fn a_binding_may_begin_with_every_aligned_row() {
+        for dim in [1, 3, 4, 20, 32, 63, 64, 65, 512] {
+            let rows = aligned_rows(dim);
+            assert_eq!(4 * dim * rows % 256, 0, "{dim}");
+            assert!(rows == 1 || 4 * dim * (rows / 2) % 256 != 0, "{dim}");
+        }
     }
 
     #[test]

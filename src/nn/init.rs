@@ -14,13 +14,33 @@ fn name_hash(name: &str) -> u64 {
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// `count` normal values with the given deviation, for the parameter called `name`.
-pub fn normal(name: &str, count: usize, deviation: f32, seed: u64) -> Result<Vec<f32>> {
-    let mut generator = Pcg64Mcg::seed_from_u64(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ name_hash(name));
+/// `count` normal values with the given deviation, for the parameter called `name`, to be taken in pieces.
+pub fn normal(name: &str, count: usize, deviation: f32, seed: u64) -> Result<NormalValues> {
+    let generator = Pcg64Mcg::seed_from_u64(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ name_hash(name));
     let distribution = Normal::new(0.0f64, f64::from(deviation)).map_err(|error| {
         Error::usage(format!("initial deviation {deviation} of {name}: {error}"), "use a finite width")
     })?;
-    Ok((0..count).map(|_| distribution.sample(&mut generator) as f32).collect())
+    Ok(NormalValues { generator, distribution, left: count })
+}
+
+/// Normal values that are drawn as they are taken.
+#[derive(Clone, Debug)]
+pub struct NormalValues {
+    generator: Pcg64Mcg,
+    distribution: Normal<f64>,
+    left: usize,
+}
+
+impl NormalValues {
+    /// The values in pieces of `size` and the rest; the pieces of any size make up the same values.
+    pub fn chunks(mut self, size: usize) -> impl Iterator<Item = Vec<f32>> {
+        std::iter::from_fn(move || {
+            let count = self.left.min(size.max(1));
+            self.left -= count;
+            let draw = |_| self.distribution.sample(&mut self.generator) as f32;
+            (count > 0).then(|| (0..count).map(draw).collect())
+        })
+    }
 }
 
 /// The initial values of a parameter in state-dict order.
@@ -28,7 +48,9 @@ pub fn initial_values(spec: &ParameterSpec, seed: u64) -> Result<Vec<f32>> {
     let count = spec.shape.elements();
     match spec.initial {
         Initial::Constant(value) => Ok(vec![value; count]),
-        Initial::Normal(deviation) => normal(&spec.name, count, deviation, seed),
+        Initial::Normal(deviation) => {
+            Ok(normal(&spec.name, count, deviation, seed)?.chunks(count).next().unwrap_or_default())
+        }
     }
 }
 
@@ -38,4 +60,19 @@ pub fn initialize(parameters: &Parameters, store: &Store, seed: u64) -> Result<(
         parameters.write(store, &entry.spec.name, &initial_values(&entry.spec, seed)?)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_of_any_size_make_up_the_same_values() {
+        let all = |size: usize| -> Vec<f32> {
+            normal("w", 103, 0.5, 1).unwrap().chunks(size).collect::<Vec<_>>().concat()
+        };
+        assert_eq!(all(103).len(), 103);
+        assert_eq!(all(103), all(10));
+        assert_eq!(all(103), all(1));
+    }
 }

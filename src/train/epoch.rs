@@ -79,8 +79,10 @@ pub fn prototype_angle(model: &Model) -> Result<f64> {
 }
 
 fn read_rows(store: &Store, model: &Model, classes: usize, dimension: usize) -> Result<Vec<f32>> {
-    let Some(entry) = model.spec.parameters.get(HEAD_WEIGHT) else { return Ok(Vec::new()) };
+    if model.spec.head.is_none() {
+        return Ok(Vec::new());
+    }
     let rows = epl_runtime::TensorDesc::f32([classes, dimension]);
-    let value = store.read_range(crate::nn::parameters::WEIGHTS, entry.offset, &rows)?;
+    let value = store.read_range(HEAD_WEIGHT, 0, &rows)?;
     Ok(value.as_f32()?.to_vec())
 }

@@ -39,7 +39,7 @@ fn plan_batch(config: &Config, classes: usize, caps: &Caps, batch: usize) -> Res
     let recorded = record_step(&spec, &options)?;
     let plan = Plan::new(&recorded.graph, caps, PlanOptions::default())?;
     let flops = plan.flops(&recorded.graph);
-    Ok((plan, flops, spec.parameters.trained_elements()))
+    Ok((plan, flops, spec.trained_elements()))
 }
 
 /// Plans the run that `config` describes for `classes` identities on an adapter with `caps`. The larger of the two

@@ -25,10 +25,11 @@ pub fn face_sheet(model: &Model, dataset: &dyn Dataset, count: usize) -> Result<
     let load = |index: usize| dataset.load(chosen.get(index).copied().unwrap_or(0));
     let embeddings = embedder.embed(count, &load, true, &mut |_| {})?;
     let dimension = embedder.dimension();
-    let weights = model.spec.parameters.read(&model.store, HEAD_WEIGHT)?;
+    let weights = model.store.read(HEAD_WEIGHT)?;
+    let weights = weights.as_f32()?;
     let ranked: Vec<Vec<(usize, f64)>> = embeddings
         .chunks_exact(dimension)
-        .map(|embedding| nearest(&unit(embedding), &weights, dimension))
+        .map(|embedding| nearest(&unit(embedding), weights, dimension))
         .collect();
     let exemplars = first_images(dataset, ranked.iter().flatten().map(|&(class, _)| class))?;
 

@@ -6,8 +6,9 @@ use epl_runtime::graph::VIEW_ALIGNMENT;
 use epl_runtime::ops::{check_finite, clamp_min, clip_factor, grad_norm, sgd};
 use epl_runtime::{Graph, TensorDesc, TensorId};
 
-use crate::head::{HeadInputs, head_loss};
-use crate::model::{HEAD_BIAS, HEAD_QUEUE, HEAD_WEIGHT, ModelSpec};
+use crate::head::sampling::ClassSampler;
+use crate::head::{HeadInputs, HeadPass, SampledClasses, head_loss};
+use crate::model::{HEAD_BIAS, ModelSpec, Tables};
 use crate::nn::input::{Images, record_images};
 use crate::nn::ir::{MINIMUM_SLOPE, Mode};
 use crate::nn::parameters::{GRADIENTS, MOMENTUM, Role};
@@ -26,6 +27,8 @@ pub struct StepOptions {
     pub clip_norm: f32,
     /// Whether the empirical branch takes part in the loss.
     pub empirical: bool,
+    /// Seed of the classes that are sampled.
+    pub seed: u64,
 }
 
 /// A recorded training step.
@@ -43,10 +46,18 @@ pub struct StepInputs {
     pub images: Images,
     /// u32 `[batch]`: classes.
     pub labels: TensorId,
+    /// The classes that take part, where they are sampled.
+    pub sampled: Option<SampledClasses>,
     /// f32 `[1]`: the learning rate.
     pub lr: TensorId,
     /// u32 `[2]`: seed and step, for dropout.
     pub seed: TensorId,
+}
+
+/// The sampler of a model's classes for batches of `batch`; `None` where all take part in every step.
+pub fn class_sampler(spec: &ModelSpec, options: &StepOptions) -> Option<ClassSampler> {
+    let head = spec.head.as_ref()?;
+    ClassSampler::new(head.classes, options.batch, head.settings.sample_rate, options.seed)
 }
 
 /// Results of a step, as fetched.
@@ -60,7 +71,7 @@ pub struct StepResult {
     pub nonfinite: u32,
     /// Cosine of each sample and its class's prototype.
     pub target_cosine: Vec<f32>,
-    /// Cosine of each sample and its class's empirical prototype, where that branch is active.
+    /// Cosine of each sample and its class's empirical prototype, with EPL.
     pub empirical_cosine: Vec<f32>,
 }
 
@@ -84,50 +95,80 @@ impl StepResult {
     }
 }
 
+fn without_head() -> Error {
+    Error::usage("a model without a head cannot be trained", "give it a head")
+}
+
 /// Records a whole training step of a model that has a head.
 pub fn record_step(spec: &ModelSpec, options: &StepOptions) -> Result<StepGraph> {
-    let head = spec
-        .head
-        .as_ref()
-        .ok_or_else(|| Error::usage("a model without a head cannot be trained", "give it a head"))?;
+    let head = spec.head.as_ref().ok_or_else(without_head)?;
     let mut graph = Graph::new();
     let parameters = spec.parameters.declare(&mut graph)?;
     let arena = TensorDesc::f32([spec.parameters.arena_elements()]);
     let gradients = graph.persistent(GRADIENTS, arena.clone(), "gradients")?;
     let momentum = graph.persistent(MOMENTUM, arena, "optimizer")?;
-    let queue = match spec.queue_desc() {
-        Some(desc) => Some(graph.persistent(HEAD_QUEUE, desc, "prototypes")?),
-        None => None,
-    };
+    let tables = spec.declare_tables(&mut graph)?;
+    let Tables { weight, momentum: weight_momentum, queue } = tables.ok_or_else(without_head)?;
     let images = record_images(&mut graph, options.batch, spec.network.input)?;
     let labels = graph.input("labels", TensorDesc::u32([options.batch]))?;
+    let sampled = match class_sampler(spec, options) {
+        Some(sampler) => Some(SampledClasses {
+            classes: graph.input("classes", TensorDesc::u32([sampler.count()]))?,
+            positions: graph.input("positions", TensorDesc::u32([options.batch]))?,
+        }),
+        None => None,
+    };
     let lr = graph.input("lr", TensorDesc::f32([1]))?;
     let seed = graph.input("seed", TensorDesc::u32([2]))?;
 
     let embedding = spec.network.record(&mut graph, &parameters, images.normalized, Mode::Train { seed })?;
     graph.set_scope("head");
     let bias = spec.parameters.get(HEAD_BIAS).map(|_| parameters.get(HEAD_BIAS)).transpose()?;
-    let inputs = HeadInputs { embedding, labels, weight: parameters.get(HEAD_WEIGHT)?, queue, bias };
-    let outputs = head_loss(&mut graph, inputs, &head.settings, options.empirical)?;
+    let inputs = HeadInputs { embedding, labels, weight, queue, bias, sampled };
+    let pass = HeadPass { empirical_branch: options.empirical, tile: None };
+    let outputs = head_loss(&mut graph, inputs, &head.settings, pass)?;
 
     let trained: Vec<_> =
         spec.parameters.entries().iter().filter(|entry| entry.spec.role != Role::Statistic).collect();
-    let wrt =
+    let mut wrt =
         trained.iter().map(|entry| parameters.get(&entry.spec.name)).collect::<Result<Vec<TensorId>>>()?;
-    let computed = backward(&mut graph, outputs.loss, &wrt)?;
+    if outputs.prototypes.is_none() {
+        wrt.push(weight);
+    }
+    let mut computed = backward(&mut graph, outputs.loss, &wrt)?;
+    let weight_gradient = if outputs.prototypes.is_none() { computed.pop() } else { None };
     for (entry, gradient) in trained.iter().zip(computed) {
         graph.place(gradient, gradients, entry.offset)?;
     }
 
     graph.set_scope("optimizer");
-    let norm = grad_norm::grad_norm(&mut graph, &[gradients])?;
-    let nonfinite = check_finite::check_finite(&mut graph, &[gradients])?;
+    let rule = sgd::Sgd { momentum: options.momentum, weight_decay: options.weight_decay };
+    let clipped = options.clip_norm > 0.0;
+    // In the tiled form the gradient of the class weights is gone as soon as it has been applied. What clipping needs to
+    // know before that takes a pass of its own; a norm counts in the whole one as the tensor would.
+    let of_weight = match (&outputs.prototypes, weight_gradient) {
+        (Some(prototypes), _) if clipped => prototypes.norm(&mut graph, weight_momentum, lr)?,
+        (Some(prototypes), _) => prototypes.apply(&mut graph, weight_momentum, lr, rule, None)?,
+        (None, Some(gradient)) => gradient,
+        (None, None) => return Err(without_head()),
+    };
+    let norm = grad_norm::grad_norm(&mut graph, &[gradients, of_weight])?;
+    // A norm is finite where all that it is made of is.
+    let nonfinite = check_finite::check_finite(&mut graph, &[gradients, of_weight])?;
     let factor = match options.clip_norm {
-        limit if limit > 0.0 => Some(clip_factor::clip_factor(&mut graph, norm, limit)?),
+        limit if clipped => Some(clip_factor::clip_factor(&mut graph, norm, limit)?),
         _ => None,
     };
-    let rule = sgd::Sgd { momentum: options.momentum, weight_decay: options.weight_decay };
     sgd::sgd(&mut graph, parameters.weights, gradients, momentum, lr, factor, rule)?;
+    match (&outputs.prototypes, weight_gradient) {
+        (Some(prototypes), _) if clipped => {
+            prototypes.apply(&mut graph, weight_momentum, lr, rule, factor)?;
+        }
+        (None, Some(gradient)) => {
+            sgd::sgd(&mut graph, weight, gradient, weight_momentum, lr, factor, rule)?;
+        }
+        _ => {}
+    }
     if let Some((offset, elements)) = spec.parameters.slopes() {
         debug_assert!(offset.is_multiple_of(VIEW_ALIGNMENT));
         let slopes = graph.view(parameters.weights, "slopes", offset, TensorDesc::f32([elements]))?;
@@ -141,5 +182,5 @@ pub fn record_step(spec: &ModelSpec, options: &StepOptions) -> Result<StepGraph>
     if let Some(cosine) = outputs.empirical_cosine {
         graph.fetch(cosine);
     }
-    Ok(StepGraph { graph, inputs: StepInputs { images, labels, lr, seed } })
+    Ok(StepGraph { graph, inputs: StepInputs { images, labels, sampled, lr, seed } })
 }

@@ -11,6 +11,7 @@ use crate::data::{Batch, Dataset, Loader, LoaderOptions};
 use crate::eval::embedder::Embedder;
 use crate::eval::pairs::PairSet;
 use crate::eval::verify::VerificationReport;
+use crate::head::sampling::ClassSampler;
 use crate::interchange::safetensors::StateDict;
 use crate::model::{Head, Model, ModelSpec};
 use crate::nn::IrNetwork;
@@ -20,7 +21,7 @@ use crate::train::epoch::{EpochSums, prototype_angle};
 use crate::train::events::Observer;
 use crate::train::folder::RunFolder;
 use crate::train::metrics::Record;
-use crate::train::step::{StepGraph, StepInputs, StepOptions, StepResult, record_step};
+use crate::train::step::{StepGraph, StepInputs, StepOptions, StepResult, class_sampler, record_step};
 use crate::train::summary::eval_point;
 use crate::{Error, Result};
 
@@ -35,6 +36,8 @@ pub struct Trainer {
     loader: Loader,
     sets: Vec<PairSet>,
     model: Model,
+    /// What chooses the classes of a step, where they are sampled.
+    sampler: Option<ClassSampler>,
     /// Whether the session below has the empirical branch.
     session: Option<(bool, StepInputs, Session)>,
 }
@@ -90,6 +93,7 @@ pub fn step_options(config: &Config, empirical: bool) -> StepOptions {
         weight_decay: config.optim.weight_decay as f32,
         clip_norm: config.optim.clip_norm as f32,
         empirical,
+        seed: config.train.seed,
     }
 }
 
@@ -132,8 +136,9 @@ impl Trainer {
             Some(path) => model.load(&StateDict::read(path)?, &path.display().to_string())?,
             None => Vec::new(),
         };
+        let sampler = class_sampler(&model.spec, &step_options(&config, false));
         let mut trainer =
-            Self { config, device: device.clone(), dataset, loader, sets, model, session: None };
+            Self { config, device: device.clone(), dataset, loader, sets, model, sampler, session: None };
         // Whatever does not fit the adapter is found now, before anything is written: the evaluation, the graph with
         // the empirical branch, which is the larger one, and that of the first epoch.
         if !trainer.sets.is_empty() {
@@ -173,7 +178,7 @@ impl Trainer {
             network.input[1],
             network.width,
             network.blocks,
-            self.model.spec.parameters.trained_elements() as f64 / 1e6,
+            self.model.spec.trained_elements() as f64 / 1e6,
             self.dataset.len(),
             self.dataset.num_classes(),
             self.device.description().name,
@@ -270,6 +275,11 @@ impl Trainer {
         }
         session.write(inputs.images.mirror, bytemuck::cast_slice(&batch.mirror))?;
         session.write(inputs.labels, bytemuck::cast_slice(&batch.labels))?;
+        if let (Some(sampled), Some(sampler)) = (inputs.sampled, &self.sampler) {
+            let sample = sampler.sample(step, &batch.labels)?;
+            session.write(sampled.classes, bytemuck::cast_slice(&sample.classes))?;
+            session.write(sampled.positions, bytemuck::cast_slice(&sample.positions))?;
+        }
         session.write(inputs.lr, bytemuck::bytes_of(&(lr as f32)))?;
         session.write(inputs.seed, bytemuck::bytes_of(&seed))?;
         session.step()?;
