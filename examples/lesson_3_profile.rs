@@ -26,8 +26,14 @@ fn main() -> anyhow::Result<()> {
     let model = Model::new(spec, &device, 1)?;
 
     // One graph holds the whole step: images, network, head, gradients, optimiser.
-    let options =
-        StepOptions { batch: BATCH, momentum: 0.9, weight_decay: 5e-4, clip_norm: 0.0, empirical: true };
+    let options = StepOptions {
+        batch: BATCH,
+        momentum: 0.9,
+        weight_decay: 5e-4,
+        clip_norm: 0.0,
+        empirical: true,
+        seed: 1,
+    };
     let recorded = record_step(&model.spec, &options)?;
     let mut session = Session::new(&recorded.graph, &model.store, SessionOptions::default())?;
     let inputs = recorded.inputs;
@@ -58,7 +64,7 @@ fn main() -> anyhow::Result<()> {
         seconds * 1e3,
         BATCH as f64 / seconds,
         plan.dispatches(),
-        plan.flops(session.graph()) / 1e9
+        plan.cost(session.graph()).flops / 1e9
     );
 
     // Each op in a pass of its own, by the GPU's clock where it has one; summed by the op's name.

@@ -6,7 +6,7 @@ use std::fmt;
 
 use crate::caps::Caps;
 use crate::graph::{Graph, Node, Storage, VIEW_ALIGNMENT};
-use crate::op::{Dispatch, Lowered, Lowering, Operand, TensorId};
+use crate::op::{Cost, Dispatch, Lowered, Lowering, Operand, TensorId};
 use crate::{Error, Result};
 
 /// A place in GPU memory.
@@ -230,15 +230,16 @@ impl Plan {
         self.steps.iter().map(|step| step.dispatches.len()).sum()
     }
 
-    /// Floating-point operations a step.
-    pub fn flops(&self, graph: &Graph) -> f64 {
-        self.steps
-            .iter()
-            .map(|step| {
-                let node = &graph.nodes()[step.node];
-                node.op.cost(&graph.descs(&node.inputs), &graph.descs(&node.outputs)).flops
-            })
-            .sum()
+    /// The work of a step: that of its ops, each for itself.
+    pub fn cost(&self, graph: &Graph) -> Cost {
+        let of_step = |step: &Step| {
+            let node = &graph.nodes()[step.node];
+            node.op.cost(&graph.descs(&node.inputs), &graph.descs(&node.outputs))
+        };
+        self.steps.iter().map(of_step).fold(Cost::default(), |sum, cost| Cost {
+            flops: sum.flops + cost.flops,
+            bytes: sum.bytes + cost.bytes,
+        })
     }
 
     /// A table of what runs, what it touches and where that lives.

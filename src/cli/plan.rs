@@ -12,6 +12,7 @@ use super::train::Overrides;
 use super::{Context, Verdict};
 use crate::config::Config;
 use crate::data::{self, Options};
+use crate::head::HeadForm;
 use crate::train::plan::{RunPlan, plan};
 use crate::{Error, Result};
 
@@ -85,6 +86,11 @@ impl Display for Planned {
         line("identities", self.classes.to_string())?;
         line("parameters", format!("{:.2} M", plan.parameters as f64 / 1e6))?;
         line("batch", self.batch.to_string())?;
+        let form = match plan.head_form {
+            HeadForm::Tiled => "tiled: classes go by in tiles",
+            HeadForm::Materialized | HeadForm::Auto => "materialized: all classes at once",
+        };
+        line("head", form.to_owned())?;
         line("FLOPs a step", format!("{:.1} G", plan.flops_per_step / 1e9))?;
         line("launches a step", plan.dispatches.to_string())?;
         line("GPU memory", bytes(plan.peak_bytes))?;

@@ -194,6 +194,9 @@ fn ranges() {
     refused("head.margin=1.0", &["`head.margin`", "[0, 1)"]);
     refused("head.margin=-0.1", &["`head.margin`"]);
     refused("head.scale=0", &["`head.scale`"]);
+    refused("head.sample_rate=0", &["`head.sample_rate`", "above 0"]);
+    refused("head.sample_rate=1.5", &["`head.sample_rate`", "1.5"]);
+    refused("head.form=tyled", &["`head.form`", "\"tyled\"", "perhaps \"tiled\""]);
     refused("head.scale=inf", &["`head.scale`"]);
     refused("head.epl.k=1.1", &["`head.epl.k`"]);
     refused("head.epl.start_epoch=0", &["`head.epl.start_epoch`"]);
@@ -211,6 +214,10 @@ fn ranges() {
     refused("train.batch_size=1", &["`train.batch_size`", "2 to 65536"]);
     refused("train.log_every=0", &["`train.log_every`"]);
     assert!(refusal(&["head.kind=arcface", "head.margin=1.6"]).contains("pi/2"));
+    assert!(refusal(&["head.form=materialized", "head.sample_rate=0.5"]).contains("`head.form`"));
+    for tiled in ["head.form=tiled", "head.sample_rate=0.5"] {
+        assert!(refusal(&[tiled, "model.embedding=510"]).contains("a multiple of 4"));
+    }
     assert!(read(&["head.kind=arcface", "head.margin=1.2"]).is_ok());
     assert!(read(&["optim.clip_norm=5"]).is_ok());
 }

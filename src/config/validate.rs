@@ -4,7 +4,7 @@ use std::f64::consts::FRAC_PI_2;
 use std::fmt::Display;
 
 use super::{Augment, Config, Precision, Schedule, Train};
-use crate::head::HeadKind;
+use crate::head::{HeadForm, HeadKind};
 use crate::nn::ir::{MAX_BLOCKS, MAX_EMBEDDING, MAX_INPUT, MAX_WIDTH};
 use crate::{Error, Result};
 
@@ -145,6 +145,26 @@ impl Config {
             )?,
         }
         require(head.scale > 0.0 && head.scale.is_finite(), "head.scale", head.scale, "a number above 0")?;
+        require(
+            head.sample_rate > 0.0 && head.sample_rate <= 1.0,
+            "head.sample_rate",
+            head.sample_rate,
+            "a share of the classes above 0 and at most 1",
+        )?;
+        let sampled = head.sample_rate < 1.0;
+        require(
+            !(sampled && head.form == HeadForm::Materialized),
+            "head.form",
+            "\"materialized\" together with a head.sample_rate below 1",
+            "\"tiled\" or \"auto\": only the tiled form takes some of the classes",
+        )?;
+        let dimension = self.model.embedding;
+        require(
+            dimension.is_multiple_of(4) || !(sampled || head.form == HeadForm::Tiled),
+            "model.embedding",
+            dimension,
+            "a multiple of 4, which the tiled form of the head needs",
+        )?;
         if let Some(epl) = head.epl {
             require((0.0..=1.0).contains(&epl.k), "head.epl.k", epl.k, "a number in [0, 1]")?;
             require(

@@ -49,7 +49,8 @@ pub fn run_on(
 ) -> Result<Outcome> {
     // The model comes first: whatever is wrong with the configuration leaves no folder behind,
     // and the run that is to be replaced as it was.
-    let (mut trainer, left) = Trainer::new(config.clone(), device, dataset, sets)?;
+    let (mut trainer, left) = Trainer::new(config, device, dataset, sets)?;
+    let config = trainer.config().clone();
     let mut folder = RunFolder::create(&config, replace)?;
     if !left.is_empty() {
         observer.message(&format!("not in the weights given, so started anew: {}", left.join(", ")));

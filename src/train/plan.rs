@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use epl_runtime::op::Cost;
 use epl_runtime::{Caps, Plan, PlanOptions};
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::train::step::record_step;
+use crate::head::HeadForm;
+use crate::train::step::{StepOptions, record_step};
 use crate::train::trainer::{spec_of, step_options};
 use crate::{Error, Result};
 
@@ -15,6 +17,8 @@ use crate::{Error, Result};
 pub struct RunPlan {
     /// Trained parameters, the head included.
     pub parameters: usize,
+    /// The form of the head, as configured or chosen.
+    pub head_form: HeadForm,
     /// Floating-point operations of a training step.
     pub flops_per_step: f64,
     /// Peak bytes of GPU memory.
@@ -31,15 +35,77 @@ pub struct RunPlan {
     pub without_sharing: u64,
 }
 
-/// Plans a step of `config` with a batch of `batch`.
-fn plan_batch(config: &Config, classes: usize, caps: &Caps, batch: usize) -> Result<(Plan, f64, usize)> {
-    let spec = spec_of(config, classes)?;
+/// A step that fits the adapter's limits.
+struct Planned {
+    plan: Plan,
+    cost: Cost,
+    parameters: usize,
+    form: HeadForm,
+}
+
+/// Plans a step of `config` with a batch of `batch` in one form of the head.
+fn plan_form(config: &Config, classes: usize, caps: &Caps, batch: usize, form: HeadForm) -> Result<Planned> {
+    let mut spec = spec_of(config, classes)?;
+    if let Some(head) = &mut spec.head {
+        head.settings.form = form;
+    }
     let empirical = config.head.epl.is_some();
-    let options = crate::train::step::StepOptions { batch, ..step_options(config, empirical) };
+    let options = StepOptions { batch, ..step_options(config, empirical) };
     let recorded = record_step(&spec, &options)?;
     let plan = Plan::new(&recorded.graph, caps, PlanOptions::default())?;
-    let flops = plan.flops(&recorded.graph);
-    Ok((plan, flops, spec.trained_elements()))
+    Ok(Planned { cost: plan.cost(&recorded.graph), plan, parameters: spec.trained_elements(), form })
+}
+
+/// Floating-point operations in the time that it takes to move a byte. Both forms of the head do nearly the same
+/// products; what tells them apart is that the tiled form multiplies once more and moves less. Of a GPU: typical of single
+/// precision without matrix units (60 TFLOP/s and 3 TB/s, or 10 TFLOP/s and 0.4 TB/s). Of a CPU adapter: as measured on
+/// llvmpipe, see docs/performance.md.
+fn balance(caps: &Caps) -> f64 {
+    if caps.cpu { 4.0 } else { 20.0 }
+}
+
+/// Plans a step with a batch of `batch`. Where the form of the head is open: of those that fit the adapter and
+/// `memory`, the one that should take less time.
+fn plan_batch(
+    config: &Config,
+    classes: usize,
+    caps: &Caps,
+    batch: usize,
+    memory: Option<u64>,
+) -> Result<Planned> {
+    let settings = &config.head;
+    let plan = |form| plan_form(config, classes, caps, batch, form);
+    if settings.form != HeadForm::Auto {
+        return plan(settings.form);
+    }
+    if settings.sample_rate < 1.0 {
+        return plan(HeadForm::Tiled);
+    }
+    if !config.model.embedding.is_multiple_of(4) {
+        return plan(HeadForm::Materialized);
+    }
+    let fits = |planned: &Planned| memory.is_none_or(|limit| planned.plan.memory.total() <= limit);
+    let time = |planned: &Planned| planned.cost.flops / balance(caps) + planned.cost.bytes;
+    match (plan(HeadForm::Materialized), plan(HeadForm::Tiled)) {
+        (Ok(all), Ok(tiled)) => {
+            let better = fits(&all) && (!fits(&tiled) || time(&all) <= time(&tiled));
+            Ok(if better { all } else { tiled })
+        }
+        (Ok(all), Err(_)) => Ok(all),
+        (Err(_), tiled) => tiled,
+    }
+}
+
+/// The configuration with the form of the head decided, for a run on an adapter with `caps`.
+///
+/// # Errors
+/// Where no form fits the adapter's limits, or the network is impossible.
+pub fn resolve_form(config: &Config, classes: usize, caps: &Caps) -> Result<Config> {
+    let mut resolved = config.clone();
+    if config.head.form == HeadForm::Auto {
+        resolved.head.form = plan_batch(config, classes, caps, config.train.batch_size, None)?.form;
+    }
+    Ok(resolved)
 }
 
 /// Plans the run that `config` describes for `classes` identities on an adapter with `caps`. The larger of the two
@@ -49,10 +115,10 @@ pub fn plan(config: &Config, classes: usize, caps: &Caps, memory: Option<u64>) -
     let batch = config.train.batch_size;
     let fits = |batch: usize| -> bool {
         // A plan that fails for its limits does not fit; other failures are reported by the plan below.
-        plan_batch(config, classes, caps, batch)
-            .is_ok_and(|(plan, ..)| memory.is_none_or(|limit| plan.memory.total() <= limit))
+        plan_batch(config, classes, caps, batch, memory)
+            .is_ok_and(|planned| memory.is_none_or(|limit| planned.plan.memory.total() <= limit))
     };
-    let (plan, flops, parameters) = match plan_batch(config, classes, caps, batch) {
+    let Planned { plan, cost, parameters, form } = match plan_batch(config, classes, caps, batch, memory) {
         Err(Error::Runtime(epl_runtime::Error::Limit { what, .. })) => {
             let hint = match largest(fits) {
                 0 => "no batch fits this adapter: use a narrower network or smaller images".to_string(),
@@ -68,7 +134,7 @@ pub fn plan(config: &Config, classes: usize, caps: &Caps, memory: Option<u64>) -
     };
     let half = (batch / 2).max(2);
     let activation = if half < batch {
-        per_image(&plan_batch(config, classes, caps, half)?.0, half)
+        per_image(&plan_form(config, classes, caps, half, form)?.plan, half)
     } else {
         plan.memory.slots / batch as u64
     };
@@ -83,7 +149,8 @@ pub fn plan(config: &Config, classes: usize, caps: &Caps, memory: Option<u64>) -
     ]);
     Ok(RunPlan {
         parameters,
-        flops_per_step: flops,
+        head_form: form,
+        flops_per_step: cost.flops,
         peak_bytes: plan.memory.total(),
         bytes,
         activation_bytes_per_image: activation,

@@ -3,6 +3,7 @@
 use crate::Result;
 use crate::config::Config;
 use crate::eval::verify::VerificationReport;
+use crate::head::HeadForm;
 use crate::report::{EvalPoint, Report, RocCurve};
 use crate::train::folder::RunFolder;
 use crate::train::metrics::{self, add_to_report};
@@ -74,7 +75,13 @@ pub fn report(config: &Config, trainer: &Trainer, folder: &RunFolder, outcome: &
 
 fn head_text(config: &Config) -> String {
     let head = &config.head;
-    let base = format!("{:?}, margin {}, scale {}", head.kind, head.effective_margin(), head.scale);
+    let mut base = format!("{:?}, margin {}, scale {}", head.kind, head.effective_margin(), head.scale);
+    if head.form == HeadForm::Tiled {
+        base += ", classes in tiles";
+    }
+    if head.sample_rate < 1.0 {
+        base += &format!(", {} of the classes sampled a step", head.sample_rate);
+    }
     match &head.epl {
         Some(epl) => format!("{base}, EPL from epoch {} (k = {})", epl.start_epoch, epl.k),
         None => base,

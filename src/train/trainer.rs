@@ -21,6 +21,7 @@ use crate::train::epoch::{EpochSums, prototype_angle};
 use crate::train::events::Observer;
 use crate::train::folder::RunFolder;
 use crate::train::metrics::Record;
+use crate::train::plan::resolve_form;
 use crate::train::step::{StepGraph, StepInputs, StepOptions, StepResult, class_sampler, record_step};
 use crate::train::summary::eval_point;
 use crate::{Error, Result};
@@ -131,6 +132,7 @@ impl Trainer {
         config.validate()?;
         let loader = loader_of(&config, &dataset)?;
         let classes = dataset.num_classes();
+        let config = resolve_form(&config, classes, device.caps())?;
         let model = Model::new(spec_of(&config, classes)?, device, config.train.seed)?;
         let left = match &config.model.init {
             Some(path) => model.load(&StateDict::read(path)?, &path.display().to_string())?,
@@ -151,6 +153,11 @@ impl Trainer {
         }
         trainer.session_for(1)?;
         Ok((trainer, left))
+    }
+
+    /// The configuration, with everything decided that it left open.
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 
     /// The model, with its parameters as they are now.
