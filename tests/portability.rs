@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use epl::config::Config;
-use epl::head::EplSettings;
+use epl::head::{EplSettings, HeadForm};
 use epl::train::step::{StepOptions, record_step};
 use epl::train::trainer::{spec_of, step_options};
 use epl_runtime::caps::SubgroupSizes;
@@ -366,13 +366,32 @@ fn case_variants(
     }
 }
 
-/// Every variant of a training step of IR-50 with CosFace + EPL on CASIA-WebFace.
+/// Every variant of training steps of IR-50 with CosFace + EPL: on CASIA-WebFace with all classes at once, and on
+/// WebFace12M in tiles, whose tables take several buffers within the limits of WebGPU, all classes and sampled ones.
 fn step_variants(name: &str, caps: &Caps, variants: &mut Variants, faults: &mut Vec<String>) {
-    let mut config = Config::default();
-    config.head.epl = Some(EplSettings::default());
-    config.train.batch_size = BATCH;
-    let spec = spec_of(&config, 10_572).expect("the default network");
-    let options = StepOptions { clip_norm: 1.0, ..step_options(&config, true) };
+    for (form, classes, rate) in [
+        (HeadForm::Materialized, 10_572, 1.0),
+        (HeadForm::Tiled, 617_970, 1.0),
+        (HeadForm::Tiled, 617_970, 0.1),
+    ] {
+        let mut config = Config::default();
+        config.head.epl = Some(EplSettings::default());
+        config.head.form = form;
+        config.head.sample_rate = rate;
+        config.train.batch_size = BATCH;
+        variants_of_step(&config, classes, (name, caps), variants, faults);
+    }
+}
+
+fn variants_of_step(
+    config: &Config,
+    classes: usize,
+    (name, caps): (&str, &Caps),
+    variants: &mut Variants,
+    faults: &mut Vec<String>,
+) {
+    let spec = spec_of(config, classes).expect("the default network");
+    let options = StepOptions { clip_norm: 1.0, ..step_options(config, true) };
     let recorded = record_step(&spec, &options).expect("the default step");
     match Plan::new(&recorded.graph, caps, PlanOptions::default()) {
         Ok(plan) => {

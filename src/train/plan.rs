@@ -182,6 +182,85 @@ fn largest(fits: impl Fn(usize) -> bool) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::head::{EplSettings, HeadSettings};
+
+    /// A GPU with 2 GiB a binding and a buffer.
+    const GPU: Caps = Caps { max_binding_bytes: (1 << 31) - 4, max_buffer_bytes: 1 << 31, ..Caps::WEBGPU };
+
+    /// The release's recipe with EPL, a small network so that the plan is quick.
+    fn config(batch: usize) -> Config {
+        let mut config = Config::default();
+        config.model.arch = "ir18".into();
+        config.model.input = [32, 32];
+        config.model.width = 8;
+        config.head.epl = Some(EplSettings::default());
+        config.data.train = "data".into();
+        config.train.out = "out".into();
+        config.train.batch_size = batch;
+        config
+    }
+
+    #[test]
+    fn nothing_grows_with_the_classes_but_weights_momentum_and_empirical_prototypes() {
+        let mut config = config(128);
+        config.head.form = HeadForm::Tiled;
+        for caps in [GPU, Caps::WEBGPU, Caps { cpu: true, ..GPU }] {
+            let peak = |classes: usize| plan(&config, classes, &caps, None).unwrap().peak_bytes as f64;
+            let (small, large) = (peak(10_572), peak(617_970));
+            let matrix = (617_970.0 - 10_572.0) * 512.0 * 4.0;
+            let matrices = (large - small) / matrix;
+            assert!((3.0..3.01).contains(&matrices), "{matrices}");
+        }
+    }
+
+    #[test]
+    fn two_million_classes_can_be_planned() {
+        let found = plan(&config(128), 2_059_906, &GPU, None).unwrap();
+        assert_eq!(found.head_form, HeadForm::Tiled);
+        let table = 2_059_906u64 * 512 * 4;
+        assert_eq!(found.bytes["prototypes"], table);
+        assert!(found.bytes["weights"] > table && found.bytes["optimizer"] > table);
+        assert!(found.peak_bytes < 3 * table + (200 << 20), "{}", found.peak_bytes);
+    }
+
+    #[test]
+    fn the_form_is_what_fits_and_of_that_the_faster() {
+        let form = |config: &Config, classes: usize, caps: &Caps, memory: Option<u64>| {
+            plan(config, classes, caps, memory).unwrap().head_form
+        };
+        // A table that no binding holds can only be walked.
+        assert_eq!(form(&config(64), 617_970, &Caps::WEBGPU, None), HeadForm::Tiled);
+        // With a large batch products outweigh the tables, and the tiled form makes one more of them.
+        let cpu = Caps { cpu: true, ..GPU };
+        assert_eq!(form(&config(2048), 10_572, &cpu, None), HeadForm::Materialized);
+        // With a small one they do not.
+        assert_eq!(form(&config(16), 85_742, &GPU, None), HeadForm::Tiled);
+        // What is faster does not count where it does not fit.
+        let all = {
+            let mut config = config(2048);
+            config.head.form = HeadForm::Materialized;
+            plan(&config, 10_572, &cpu, None).unwrap().peak_bytes
+        };
+        assert_eq!(form(&config(2048), 10_572, &cpu, Some(all)), HeadForm::Materialized);
+        assert_eq!(form(&config(2048), 10_572, &cpu, Some(all - 1)), HeadForm::Tiled);
+        // It can be told.
+        let mut told = config(64);
+        told.head.form = HeadForm::Tiled;
+        assert_eq!(form(&told, 200, &GPU, None), HeadForm::Tiled);
+        // Some of the classes are walked, and an odd length is not.
+        let sampled = HeadSettings { sample_rate: 0.1, ..config(64).head };
+        assert_eq!(form(&Config { head: sampled, ..config(2048) }, 10_572, &cpu, None), HeadForm::Tiled);
+        let mut odd = config(16);
+        odd.model.embedding = 510;
+        assert_eq!(form(&odd, 10_572, &GPU, None), HeadForm::Materialized);
+    }
+
+    #[test]
+    fn a_decided_form_stands_in_the_configuration() {
+        let resolved = resolve_form(&config(64), 617_970, &Caps::WEBGPU).unwrap();
+        assert_eq!(resolved.head.form, HeadForm::Tiled);
+        assert_eq!(resolve_form(&resolved, 10, &GPU).unwrap(), resolved);
+    }
 
     #[test]
     fn the_largest_batch_is_found() {
