@@ -7,7 +7,7 @@ use epl_runtime::{Device, Graph, Session, SessionOptions, Store, TensorDesc};
 use crate::head::{self, HeadKind, HeadSettings};
 use crate::interchange::safetensors::{StateDict, Value};
 use crate::nn::init::{initialize, normal};
-use crate::nn::parameters::{Initial, Layout, MOMENTUM, Parameters, Role};
+use crate::nn::parameters::{Initial, Layout, MOMENTUM, Parameters, Role, WEIGHTS};
 use crate::nn::{IrNetwork, ParameterSpec};
 use crate::{Error, Result};
 
@@ -143,6 +143,18 @@ pub struct Model {
     pub store: Store,
 }
 
+/// Rows of the prototypes of some classes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PrototypeRows {
+    /// Of the learned prototypes W, `[classes, D]`.
+    pub weight: Vec<f32>,
+    /// Of the empirical prototypes Q, `[classes, D]`; `None` for a head without EPL.
+    pub queue: Option<Vec<f32>>,
+}
+
+/// Classes at most this far apart are read together: the rows between them cost less than another read.
+const NEIGHBOURS: u32 = 8;
+
 impl Model {
     /// A model with initial parameters, a function of `seed` alone.
     pub fn new(spec: ModelSpec, device: &Arc<Device>, seed: u64) -> Result<Self> {
@@ -233,5 +245,48 @@ impl Model {
         }
         dict.metadata.extend(self.spec.metadata(step));
         Ok(dict)
+    }
+
+    /// The prototypes of `classes`, row by row as they are listed; reads in ascending order are the fastest. Waits for
+    /// the GPU.
+    ///
+    /// # Errors
+    /// A model without a head, and a class that it does not have.
+    pub fn prototype_rows(&self, classes: &[u32]) -> Result<PrototypeRows> {
+        let (Some(head), Some(entry)) = (&self.spec.head, self.spec.parameters.get(HEAD_WEIGHT)) else {
+            return Err(Error::usage("a model without a head has no prototypes", "give it a head"));
+        };
+        if let Some(class) = classes.iter().find(|&&class| class as usize >= head.classes) {
+            return Err(Error::data(
+                "prototypes",
+                format!("class {class}"),
+                format!("a class below {}", head.classes),
+                "this is a fault of the program; please report it",
+            ));
+        }
+        let weight = self.read_rows(WEIGHTS, entry.offset, classes)?;
+        let queue = match self.spec.queue_desc() {
+            Some(_) => Some(self.read_rows(HEAD_QUEUE, 0, classes)?),
+            None => None,
+        };
+        Ok(PrototypeRows { weight, queue })
+    }
+
+    /// Rows of a `[_, D]` matrix that begins at byte `offset` of tensor `name`.
+    fn read_rows(&self, name: &str, offset: u64, classes: &[u32]) -> Result<Vec<f32>> {
+        let dimension = self.spec.network.embedding;
+        let mut rows = Vec::with_capacity(classes.len() * dimension);
+        for run in classes.chunk_by(|&a, &b| a <= b && b - a <= NEIGHBOURS) {
+            let (Some(&first), Some(&last)) = (run.first(), run.last()) else { continue };
+            let desc = TensorDesc::f32([(last - first) as usize + 1, dimension]);
+            let bytes = u64::from(first) * dimension as u64 * size_of::<f32>() as u64;
+            let read = self.store.read_range(name, offset + bytes, &desc)?;
+            let values = read.as_f32()?;
+            for class in run {
+                let start = (class - first) as usize * dimension;
+                rows.extend_from_slice(values.get(start..start + dimension).unwrap_or_default());
+            }
+        }
+        Ok(rows)
     }
 }

@@ -3,6 +3,7 @@
 mod chart;
 mod faces;
 mod points;
+mod prototypes;
 mod scale;
 mod sections;
 
@@ -12,7 +13,9 @@ use std::path::Path;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-pub use points::{EvalPoint, FaceRow, NearestPrototype, PrototypePoint, RocCurve, StepPoint};
+pub use points::{
+    EvalPoint, FaceRow, NearestPrototype, PERCENTILES, Percentiles, PrototypePoint, RocCurve, StepPoint,
+};
 
 use crate::{Error, Result};
 
@@ -29,7 +32,7 @@ pub struct Report {
     pub evals: Vec<EvalPoint>,
     /// A curve a verification set, of the final weights.
     pub rocs: Vec<RocCurve>,
-    /// What the empirical prototypes did, a point an epoch; empty without EPL.
+    /// What the prototypes did, a point an epoch.
     pub prototypes: Vec<PrototypePoint>,
     /// Sample faces and their nearest prototypes.
     pub faces: Vec<FaceRow>,
@@ -59,7 +62,7 @@ impl Report {
                         (self.summary())
                         (self.training())
                         (self.verification())
-                        (self.empirical_prototypes())
+                        (self.prototypes())
                         (self.sample_faces())
                         (self.configuration())
                         footer { "Written by epl " (env!("CARGO_PKG_VERSION")) "." }

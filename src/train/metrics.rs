@@ -17,7 +17,7 @@ pub enum Record {
     Step(StepPoint),
     /// A verification set, evaluated.
     Eval(EvalPoint),
-    /// What the empirical prototypes did in an epoch.
+    /// What the prototypes did in an epoch.
     Prototypes(PrototypePoint),
 }
 
@@ -125,9 +125,18 @@ mod tests {
                 step: 40,
                 epoch: 1,
                 cos_weight: 0.5,
+                cos_weight_percentiles: Some([0.125, 0.25, 0.5, 0.75, 0.875]),
                 cos_empirical: 0.625,
+                cos_empirical_percentiles: Some([0.25, 0.5, 0.625, 0.75, 0.875]),
                 adaptive_margin: 0.4375,
+                adaptive_margin_percentiles: Some([0.125, 0.25, 0.375, 0.5, 0.625]),
                 angle_degrees: 31.0,
+                angle_degrees_percentiles: Some([20.0, 25.0, 30.0, 35.0, 40.5]),
+                drift_degrees: 12.5,
+                drift_degrees_percentiles: None,
+                hard_cosine: 0.3,
+                hard_share: 0.0625,
+                classes_unvisited: Some(2),
             }),
         ]
     }
@@ -141,7 +150,9 @@ mod tests {
         for (record, keys) in records().iter().zip([
             "epoch grad_norm images_per_second kind loss lr step",
             "accuracy accuracy_std auc eer epoch kind set step tar_at_far_1e-3 threshold",
-            "adaptive_margin angle_degrees cos_empirical cos_weight epoch kind step",
+            "adaptive_margin adaptive_margin_percentiles angle_degrees angle_degrees_percentiles \
+             classes_unvisited cos_empirical cos_empirical_percentiles cos_weight cos_weight_percentiles \
+             drift_degrees drift_degrees_percentiles epoch hard_cosine hard_share kind step",
         ]) {
             log.append(record).unwrap();
             expected.push(keys);
@@ -181,6 +192,16 @@ mod tests {
         assert_eq!(report.steps[0].loss, 12.5);
         assert!(report.steps[0].grad_norm.is_nan());
         assert!(report.steps[1].loss.is_nan(), "what is not finite is null, and null is NaN");
+    }
+
+    #[test]
+    fn a_line_of_an_earlier_version_is_read() {
+        let line = r#"{"kind":"prototypes","step":40,"epoch":1,"cos_weight":0.5,"cos_empirical":null,"adaptive_margin":null,"angle_degrees":31.0}"#;
+        let Record::Prototypes(point) = serde_json::from_str(line).unwrap() else { panic!("another kind") };
+        assert_eq!((point.cos_weight, point.angle_degrees), (0.5, 31.0));
+        let absent = [point.cos_empirical, point.drift_degrees, point.hard_share, point.hard_cosine];
+        assert!(absent.iter().all(|value| value.is_nan()), "{point:?}");
+        assert_eq!((point.cos_weight_percentiles, point.classes_unvisited), (None, None));
     }
 
     #[test]
