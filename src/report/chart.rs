@@ -53,15 +53,12 @@ impl Axis {
     }
 
     fn scale(&self, values: impl Iterator<Item = f64>, margin: f64) -> Option<Scale> {
-        match self.ends {
-            Some((low, high)) => Some(Scale::fixed(self.spacing, low, high)),
-            None => {
-                let (low, high) = self.possible;
-                Scale::of(self.spacing, values, margin)
-                    .map(|scale| scale.within(low, high))
-                    .map(|scale| if self.whole { scale.whole() } else { scale })
-            }
-        }
+        let (low, high) = self.possible;
+        let scale = match self.ends {
+            Some((low, high)) => Scale::fixed(self.spacing, low, high),
+            None => Scale::of(self.spacing, values, margin)?.within(low, high),
+        };
+        Some(if self.whole { scale.whole() } else { scale })
     }
 }
 

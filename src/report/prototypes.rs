@@ -64,8 +64,8 @@ impl Report {
                         "How near samples are to the prototype of their class. A light band that stays low while the \
                          median rises is samples that the network does not learn: hard ones, or wrong labels."))
                     (self.banded(&COS_EMPIRICAL,
-                        "How near samples are to what their class looked like lately. A median that rises says that the \
-                         samples of a class come together."))
+                        "How near samples are to Q, which their step has just moved towards them, so that most are near. What \
+                         lies low are samples of a class that moved to another sample of the same batch instead."))
                     (self.banded(&MARGIN,
                         "What the empirical branch takes off the cosine of a sample: much where sample and Q agree, little \
                          for hard samples."))
@@ -142,7 +142,7 @@ impl Report {
         };
         let reading = format!(
             "Samples whose cosine with Q (with W, for a head without EPL) is below {}. What remains of them at the end is \
-             worth a look: `epl data noise` names the worst.",
+             worth a look: the command epl data noise names the worst.",
             number(threshold)
         );
         card(&chart, &reading)

@@ -18,7 +18,7 @@ pub enum Record {
     /// A verification set, evaluated.
     Eval(EvalPoint),
     /// What the prototypes did in an epoch.
-    Prototypes(PrototypePoint),
+    Prototypes(Box<PrototypePoint>),
 }
 
 /// Appends records to a file. Each line reaches the operating system whole before [`MetricsLog::append`] returns, so
@@ -87,7 +87,7 @@ pub fn add_to_report(report: &mut Report, records: impl IntoIterator<Item = Reco
         match record {
             Record::Step(point) => report.steps.push(point),
             Record::Eval(point) => report.evals.push(point),
-            Record::Prototypes(point) => report.prototypes.push(point),
+            Record::Prototypes(point) => report.prototypes.push(*point),
         }
     }
 }
@@ -121,7 +121,7 @@ mod tests {
                 eer: 0.01,
                 threshold: 1.5,
             }),
-            Record::Prototypes(PrototypePoint {
+            Record::Prototypes(Box::new(PrototypePoint {
                 step: 40,
                 epoch: 1,
                 cos_weight: 0.5,
@@ -137,7 +137,7 @@ mod tests {
                 hard_cosine: 0.3,
                 hard_share: 0.0625,
                 classes_unvisited: Some(2),
-            }),
+            })),
         ]
     }
 
@@ -188,7 +188,7 @@ mod tests {
         add_to_report(&mut report, read(&path).unwrap());
         assert_eq!((report.steps.len(), report.evals.len(), report.prototypes.len()), (2, 1, 1));
         assert_eq!(Record::Eval(report.evals[0].clone()), records()[1]);
-        assert_eq!(Record::Prototypes(report.prototypes[0].clone()), records()[2]);
+        assert_eq!(Record::Prototypes(Box::new(report.prototypes[0].clone())), records()[2]);
         assert_eq!(report.steps[0].loss, 12.5);
         assert!(report.steps[0].grad_norm.is_nan());
         assert!(report.steps[1].loss.is_nan(), "what is not finite is null, and null is NaN");

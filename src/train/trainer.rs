@@ -244,7 +244,7 @@ impl Trainer {
             outcome.loss = progress.sums.mean_loss();
             let prototypes =
                 progress.watch.end_epoch(&self.model, epoch, progress.submitted, &progress.sums)?;
-            folder.metrics.append(&Record::Prototypes(prototypes.clone()))?;
+            folder.metrics.append(&Record::Prototypes(Box::new(prototypes.clone())))?;
             observer.epoch(epoch, outcome.loss, Some(&prototypes));
             if epoch == self.config.train.epochs || progress.submitted >= total {
                 // Before the last evaluation, so that nothing that happens there loses the run.

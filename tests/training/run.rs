@@ -23,7 +23,7 @@ fn records(config: &Config) -> (Vec<StepPoint>, Vec<PrototypePoint>) {
     for record in metrics::read(&config.train.out.join("metrics.jsonl")).unwrap() {
         match record {
             Record::Step(point) => steps.push(point),
-            Record::Prototypes(point) => prototypes.push(point),
+            Record::Prototypes(point) => prototypes.push(*point),
             Record::Eval(point) => panic!("there is no verification set to evaluate: {point:?}"),
         }
     }
