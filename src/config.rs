@@ -166,6 +166,8 @@ pub struct Train {
     pub eval: Vec<PathBuf>,
     /// Steps between two lines of the metrics.
     pub log_every: u64,
+    /// A sample whose cosine with its class's prototype is below this counts as hard in the log, -1 to 1.
+    pub hard_cosine: f64,
 }
 
 impl Default for Train {
@@ -182,6 +184,7 @@ impl Default for Train {
             keep_checkpoints: 3,
             eval: Vec::new(),
             log_every: 20,
+            hard_cosine: 0.3,
         }
     }
 }

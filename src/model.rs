@@ -182,6 +182,15 @@ pub struct Model {
     pub store: Store,
 }
 
+/// Rows of the prototypes of some classes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PrototypeRows {
+    /// Of the learned prototypes W, `[classes, D]`.
+    pub weight: Vec<f32>,
+    /// Of the empirical prototypes Q, `[classes, D]`; `None` for a head without EPL.
+    pub queue: Option<Vec<f32>>,
+}
+
 impl Model {
     /// A model with initial parameters, a function of `seed` alone.
     pub fn new(spec: ModelSpec, device: &Arc<Device>, seed: u64) -> Result<Self> {
@@ -272,5 +281,31 @@ impl Model {
         }
         dict.metadata.extend(self.spec.metadata(step));
         Ok(dict)
+    }
+
+    /// The prototypes of `classes`, row by row as they are listed; reads in ascending order are the fastest. Waits for
+    /// the GPU.
+    ///
+    /// # Errors
+    /// A model without a head, and a class that it does not have.
+    pub fn prototype_rows(&self, classes: &[u32]) -> Result<PrototypeRows> {
+        let Some(head) = &self.spec.head else {
+            return Err(Error::usage("a model without a head has no prototypes", "give it a head"));
+        };
+        if let Some(class) = classes.iter().find(|&&class| class as usize >= head.classes) {
+            return Err(Error::data(
+                "prototypes",
+                format!("class {class}"),
+                format!("a class below {}", head.classes),
+                "this is a fault of the program; please report it",
+            ));
+        }
+        let rows =
+            |name: &str| -> Result<Vec<f32>> { Ok(self.store.read_rows(name, classes)?.as_f32()?.to_vec()) };
+        let queue = match self.spec.queue_desc() {
+            Some(_) => Some(rows(HEAD_QUEUE)?),
+            None => None,
+        };
+        Ok(PrototypeRows { weight: rows(HEAD_WEIGHT)?, queue })
     }
 }

@@ -378,6 +378,80 @@ fn a_network_is_planned_trained_evaluated_and_used() {
 }
 
 #[test]
+fn samples_that_disagree_with_their_class_are_named() {
+    let folder = work_folder();
+    let epl = |arguments: &[&str]| epl_in(Some(folder.path()), arguments, &[]);
+    let text = |file: &str| std::fs::read_to_string(folder.path().join(file)).unwrap();
+    assert_eq!(epl(&["train", "config.toml"]).code, Some(0));
+    let noise = ["data", "noise", "--weights", "run/model.safetensors"];
+    let call = |more: &[&str]| epl(&[&noise[..], more].concat());
+
+    let ran = call(&["--top", "5", "--out", "n/all.csv", "--report", "n/sheet.html", "--json", "faces"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let found = ran.json();
+    assert_eq!((&found["images"], &found["classes"]), (&Value::from(12), &Value::from(3)));
+    assert_eq!(found["prototypes"], "loss.queue");
+    let suspects = found["suspects"].as_array().unwrap();
+    assert_eq!(suspects.len(), 5);
+    let cosine = |suspect: &Value| suspect["cosine"].as_f64().unwrap();
+    assert!(suspects.is_sorted_by(|a, b| cosine(a) <= cosine(b)), "{suspects:?}");
+    for suspect in suspects {
+        let other = &suspect["other"];
+        assert_ne!(other["class"], suspect["label"]);
+        assert_eq!(suspect["nearer_to_other"], cosine(other) > cosine(suspect), "{suspect}");
+        let image = Path::new(suspect["image"].as_str().unwrap()).to_path_buf();
+        assert!(image.starts_with(format!("faces/s{}", suspect["label"])), "{suspect}");
+    }
+
+    // All samples, each once, and the first as they were named.
+    let csv = text("n/all.csv");
+    let rows: Vec<Vec<&str>> = csv.lines().map(|line| line.split(',').collect()).collect();
+    assert_eq!(rows[0], ["index", "image", "label", "cosine", "other", "other_cosine"]);
+    let mut indices: Vec<usize> = rows[1..].iter().map(|row| row[0].parse().unwrap()).collect();
+    assert_eq!(
+        Value::from(indices[..5].to_vec()),
+        suspects.iter().map(|s| s["index"].clone()).collect::<Value>()
+    );
+    let other = suspects[4]["other"]["class"].as_u64().unwrap();
+    assert_eq!((rows[5][4].parse(), &rows[6][4..]), (Ok(other), &["", ""][..]), "{csv}");
+    indices.sort_unstable();
+    assert_eq!(indices, (0..12).collect::<Vec<_>>());
+
+    let sheet = text("n/sheet.html");
+    assert_eq!(sheet.matches("data:image/png;base64,").count(), 5 * 3, "each with two examples");
+    let table = call(&["--top", "2", "--against", "mean", "faces"]);
+    assert_eq!((table.code, table.stdout.lines().count()), (Some(0), 1 + 2 + 1), "{}", table.stdout);
+    assert!(table.stdout.contains("2 of 12 images, compared with means of the features"), "{}", table.stdout);
+
+    // A head without EPL: the class weights, said on standard error.
+    let plain = std::fs::read_to_string(folder.path().join("config.toml")).unwrap();
+    let plain = plain.replace("[head.epl]\nstart_epoch = 2\n", "").replace("'run'", "'plain'");
+    std::fs::write(folder.path().join("plain.toml"), plain).unwrap();
+    assert_eq!(epl(&["train", "plain.toml"]).code, Some(0));
+    let of_plain = ["data", "noise", "--weights", "plain/model.safetensors", "--json", "faces"];
+    let ran = epl(&of_plain);
+    assert_eq!(ran.json()["prototypes"], "loss.weight", "{}", ran.stderr);
+    assert_eq!(ran.json()["suspects"].as_array().unwrap().len(), 12, "there are no 50");
+    assert!(ran.stderr.contains("no loss.queue") && ran.stderr.contains("loss.weight"), "{}", ran.stderr);
+    epl(&[&of_plain[..], &["--against", "queue"]].concat()).fails_with(1, &["no tensor loss.queue"]);
+
+    call(&["no-such-folder"]).fails_with(1, &["no-such-folder"]);
+    call(&["--top", "0", "faces"]).fails_with(2, &["--top"]);
+    call(&["--out", "faces", "faces"]).fails_with(1, &["faces"]);
+    call(&["--num-classes", "4", "faces"]).fails_with(1, &["4 classes", "3"]);
+    let added = folder.path().join("faces/s3");
+    std::fs::create_dir(&added).unwrap();
+    image::RgbImage::new(16, 16).save(added.join("0.png")).unwrap();
+    call(&["faces"]).fails_with(1, &["4 classes", "expected 3", "hint: name the data"]);
+    call(&["--num-classes", "3", "faces"]).fails_with(1, &["label 3", "below 3"]);
+    std::fs::remove_dir_all(&added).unwrap();
+    let odd = folder.path().join("faces/s2/9.png");
+    image::RgbImage::new(20, 24).save(&odd).unwrap();
+    call(&["faces"]).fails_with(1, &["9.png", "24 x 20", "16 x 16", "--resize"]);
+    assert_eq!(call(&["--resize", "--json", "faces"]).json()["images"], 13);
+}
+
+#[test]
 fn a_plan_needs_no_adapter() {
     let folder = work_folder();
     let ran = epl_in(Some(folder.path()), &["plan", "config.toml", "--json"], &NO_DRIVERS);

@@ -411,10 +411,19 @@ impl Device {
     /// Reads a range of a buffer back, waiting for the GPU.
     pub(crate) fn read(&self, buffer: &wgpu::Buffer, offset: u64, bytes: u64) -> Result<Vec<u8>> {
         let size = bytes.next_multiple_of(4);
+        let mut data = self.read_parts(&[(buffer, offset)], size)?;
+        data.truncate(bytes as usize);
+        Ok(data)
+    }
+
+    /// Reads `bytes` bytes (a multiple of 4) from each of several places back, one after the other, in one wait for the GPU.
+    pub(crate) fn read_parts(&self, parts: &[(&wgpu::Buffer, u64)], bytes: u64) -> Result<Vec<u8>> {
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let staging = self.buffer("read back", size, usage)?;
+        let staging = self.buffer("read back", bytes * parts.len() as u64, usage)?;
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, size);
+        for (&(buffer, offset), index) in parts.iter().zip(0..) {
+            encoder.copy_buffer_to_buffer(buffer, offset, &staging, index * bytes, bytes);
+        }
         let submission = self.submit(encoder)?;
         let (sender, receiver) = std::sync::mpsc::channel();
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
@@ -430,7 +439,7 @@ impl Device {
         }
         let view = staging.get_mapped_range(..).map_err(|error| Error::gpu(error.to_string()))?;
         let mut data = view.to_vec();
-        data.truncate(bytes as usize);
+        data.truncate((bytes * parts.len() as u64) as usize);
         Ok(data)
     }
 }

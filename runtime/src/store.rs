@@ -127,6 +127,29 @@ impl Store {
         HostTensor::from_bytes(desc, &read_shards(&self.device, &shards, offset, desc.bytes())?)
     }
 
+    /// Reads some rows of the matrix `name` `[R, C]` back, in the order of `rows`: `[rows.len(), C]`. Waits for the GPU
+    /// once for every few thousand of them.
+    pub fn read_rows(&self, name: &str, rows: &[u32]) -> Result<HostTensor> {
+        let (desc, shards) = self.find(name)?;
+        let &[count, columns] = desc.shape.dims() else {
+            return Err(Error::graph(format!("{name} {desc} has no rows"), "read a matrix"));
+        };
+        let bytes = (columns * desc.dtype.bytes()) as u64;
+        let mut all = Vec::with_capacity(rows.len() * bytes as usize);
+        for part in rows.chunks((TRANSFER / bytes.max(1)).max(1) as usize) {
+            let mut places = Vec::with_capacity(part.len());
+            for &row in part {
+                let offset = u64::from(row) * bytes;
+                let shard = shard_of(&shards, offset, bytes).ok_or_else(|| {
+                    Error::graph(format!("row {row} of {name} with {count} rows"), "stay within the tensor")
+                })?;
+                places.push((&shard.buffer, offset - shard.offset));
+            }
+            all.extend_from_slice(&self.device.read_parts(&places, bytes)?);
+        }
+        HostTensor::from_bytes(&TensorDesc { shape: [rows.len(), columns].into(), ..desc }, &all)
+    }
+
     fn check_range(&self, name: &str, desc: &TensorDesc, offset: u64, bytes: u64) -> Result<()> {
         if offset.checked_add(bytes).is_none_or(|end| end > desc.bytes()) {
             return Err(Error::graph(

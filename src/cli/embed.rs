@@ -69,12 +69,27 @@ pub const BATCH: usize = 64;
 impl Weights {
     /// The network with its weights on the chosen device.
     pub fn load(&self, context: &Context) -> Result<Model> {
-        let place = self.weights.display().to_string();
+        let (dict, spec) = self.read()?;
+        self.load_from(&dict, spec, context)
+    }
+
+    /// The file's tensors and the network that it is of, without a device.
+    pub fn read(&self) -> Result<(StateDict, ModelSpec)> {
         let dict = StateDict::read(&self.weights)?;
-        let spec = ModelSpec::from_state_dict(&dict, self.arch.as_deref(), &place)?;
+        let spec = ModelSpec::from_state_dict(&dict, self.arch.as_deref(), &self.place())?;
+        Ok((dict, spec))
+    }
+
+    /// The network with the tensors that were read on the chosen device.
+    pub fn load_from(&self, dict: &StateDict, spec: ModelSpec, context: &Context) -> Result<Model> {
         let model = Model::allocate(spec, &context.open()?)?;
-        model.load(&dict, &place)?;
+        model.load(dict, &self.place())?;
         Ok(model)
+    }
+
+    /// What messages call the file.
+    pub fn place(&self) -> String {
+        self.weights.display().to_string()
     }
 }
 

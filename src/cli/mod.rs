@@ -5,6 +5,7 @@
 //! was used wrongly.
 
 mod absent;
+mod data;
 mod devices;
 mod embed;
 mod eval;
@@ -63,7 +64,7 @@ enum Command {
     Ops(ops::Ops),
     Export(absent::Export),
     Convert(absent::Convert),
-    Data(absent::Data),
+    Data(data::Data),
     Bench(absent::Bench),
 }
 
@@ -104,7 +105,7 @@ impl Command {
             Self::Ops(command) => command.run(context),
             Self::Export(command) => Err(command.error()),
             Self::Convert(command) => Err(command.error()),
-            Self::Data(command) => Err(command.error()),
+            Self::Data(command) => command.run(context),
             Self::Bench(command) => Err(command.error()),
         }
     }

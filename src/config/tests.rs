@@ -38,6 +38,7 @@ checkpoint_every = 1000
 keep_checkpoints = 3
 eval = []
 log_every = 20
+hard_cosine = 0.3
 "#;
 
 fn read(sets: &[&str]) -> Result<Config> {
@@ -213,6 +214,9 @@ fn ranges() {
     refused("train.epochs=0", &["`train.epochs`"]);
     refused("train.batch_size=1", &["`train.batch_size`", "2 to 65536"]);
     refused("train.log_every=0", &["`train.log_every`"]);
+    for value in ["1.01", "-1.01", "nan"] {
+        refused(&format!("train.hard_cosine={value}"), &["`train.hard_cosine`", "[-1, 1]"]);
+    }
     assert!(refusal(&["head.kind=arcface", "head.margin=1.6"]).contains("pi/2"));
     assert!(refusal(&["head.form=materialized", "head.sample_rate=0.5"]).contains("`head.form`"));
     for tiled in ["head.form=tiled", "head.sample_rate=0.5"] {

@@ -251,6 +251,12 @@ impl Config {
         available(train.accumulate == 1, "train.accumulate", train.accumulate, "1")?;
         available(train.precision == Precision::F32, "train.precision", "\"mixed\"", "\"f32\"")?;
         require(train.log_every >= 1, "train.log_every", train.log_every, "1 or more")?;
+        require(
+            (-1.0..=1.0).contains(&train.hard_cosine),
+            "train.hard_cosine",
+            train.hard_cosine,
+            "a cosine in [-1, 1]",
+        )?;
         let default = Train::default();
         let no_checkpoints =
             "the default, which has no effect, because checkpoints are not available in this version";

@@ -54,7 +54,7 @@ pub fn decode(encoded: &[u8], size: [usize; 2], resize: bool, place: impl Fn() -
             place(),
             format!("an image of {height} x {width} (height x width)"),
             format!("{target_height} x {target_width}"),
-            "align the images to the input size, or set data.resize = true",
+            "align the images to the input size, or have them resized: data.resize = true, on a command line --resize",
         ));
     }
     let (short, long) = (u64::from(height.min(width)), u64::from(height.max(width)));

@@ -32,6 +32,14 @@ pub struct Image {
     pub width: usize,
 }
 
+impl From<Image> for image::RgbImage {
+    fn from(image: Image) -> Self {
+        let (width, height) = (image.width as u32, image.height as u32);
+        // The samples are [H, W, 3] by construction; a fault there would show as an empty picture.
+        Self::from_raw(width, height, image.rgb).unwrap_or_default()
+    }
+}
+
 /// A labelled set of images of one size, addressed by index. Reading is safe from many threads at once.
 pub trait Dataset: Send + Sync {
     /// The number of images.

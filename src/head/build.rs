@@ -67,6 +67,8 @@ pub struct HeadOutputs {
     /// Cosine of each sample and the empirical prototype of its class, `[B]`, after the update of the step. With EPL, also
     /// while that branch takes no part in the loss.
     pub empirical_cosine: Option<TensorId>,
+    /// The same before the update of the step, so of prototypes that do not know the sample yet. With EPL.
+    pub cosine_before_update: Option<TensorId>,
     /// In the tiled form, the prototypes' own step: their gradient is no tensor then, and autodiff must not be asked for
     /// it. `None` in the materialized form, where it is like any other.
     pub prototypes: Option<PrototypeStep>,
@@ -136,8 +138,10 @@ pub fn head_loss(
     pass: HeadPass,
 ) -> Result<HeadOutputs> {
     let x = l2_normalize(record, inputs.embedding, EMBEDDING_EPSILON)?;
+    let mut cosine_before_update = None;
     let epl = match (settings.epl, inputs.queue) {
         (Some(epl), Some(queue)) => {
+            cosine_before_update = Some(target_cosine(record, queue, x, inputs.labels)?);
             let op = UpdatePrototypes { update: epl.update, duplicates: epl.duplicates };
             epl_update(record, op, queue, x, inputs.labels)?;
             Some((epl, queue))
@@ -218,7 +222,7 @@ pub fn head_loss(
         (None, Some((_, queue))) => Some(target_cosine(record, queue, x, inputs.labels)?),
         (None, None) => None,
     };
-    Ok(HeadOutputs { loss, target_cosine: cosine, empirical_cosine, prototypes })
+    Ok(HeadOutputs { loss, target_cosine: cosine, empirical_cosine, cosine_before_update, prototypes })
 }
 
 fn without_bias() -> Error {

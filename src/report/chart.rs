@@ -53,15 +53,12 @@ impl Axis {
     }
 
     fn scale(&self, values: impl Iterator<Item = f64>, margin: f64) -> Option<Scale> {
-        match self.ends {
-            Some((low, high)) => Some(Scale::fixed(self.spacing, low, high)),
-            None => {
-                let (low, high) = self.possible;
-                Scale::of(self.spacing, values, margin)
-                    .map(|scale| scale.within(low, high))
-                    .map(|scale| if self.whole { scale.whole() } else { scale })
-            }
-        }
+        let (low, high) = self.possible;
+        let scale = match self.ends {
+            Some((low, high)) => Scale::fixed(self.spacing, low, high),
+            None => Scale::of(self.spacing, values, margin)?.within(low, high),
+        };
+        Some(if self.whole { scale.whole() } else { scale })
     }
 }
 
@@ -99,6 +96,35 @@ impl Series {
     }
 }
 
+/// The area between two lines: between which values a share of what was measured lies.
+pub(super) struct Band {
+    /// Its name in the legend.
+    pub(super) name: &'static str,
+    /// Index of its colour.
+    pub(super) colour: usize,
+    /// Drawn paler: the outer one of two bands.
+    pub(super) outer: bool,
+    /// x, low and high, in ascending order of x. Where a coordinate is not finite the band has a gap.
+    pub(super) points: Vec<(f64, f64, f64)>,
+}
+
+impl Band {
+    fn class(&self) -> String {
+        format!("band c{}{}", self.colour % COLOURS, if self.outer { " outer" } else { "" })
+    }
+
+    /// Its low and high points one after the other.
+    fn edges(&self) -> impl Iterator<Item = (f64, f64)> {
+        self.points.iter().flat_map(|&(x, low, high)| [(x, low), (x, high)])
+    }
+
+    /// The values at `x`, where it has a point with finite ones.
+    fn at(&self, x: f64) -> Option<(f64, f64)> {
+        let &(_, low, high) = self.points.iter().find(|point| point.0 == x)?;
+        (low.is_finite() && high.is_finite()).then_some((low, high))
+    }
+}
+
 /// A line chart.
 pub(super) struct Chart {
     /// What it shows, for screen readers.
@@ -109,6 +135,8 @@ pub(super) struct Chart {
     pub(super) y: Axis,
     /// Height in CSS pixels.
     pub(super) height: f64,
+    /// The areas behind the lines, the outermost first.
+    pub(super) bands: Vec<Band>,
     /// The lines.
     pub(super) series: Vec<Series>,
 }
@@ -140,8 +168,11 @@ impl Frame {
 impl Chart {
     /// The chart with its legend, or a line saying that there is nothing to draw.
     pub(super) fn render(&self, width: Width) -> Markup {
-        let finite = |point: &&(f64, f64)| point.0.is_finite() && point.1.is_finite();
-        let points = || self.series.iter().flat_map(|series| series.points.iter().filter(finite));
+        let points = || {
+            let lines = self.series.iter().flat_map(|series| series.points.iter().copied());
+            let all = lines.chain(self.bands.iter().flat_map(Band::edges));
+            all.filter(|point| point.0.is_finite() && point.1.is_finite())
+        };
         let x = self.x.scale(points().map(|point| point.0), 0.0);
         let y = self.y.scale(points().map(|point| point.1), 0.06);
         let (Some(x), Some(y)) = (x, y) else {
@@ -149,7 +180,7 @@ impl Chart {
         };
         html! {
             figure.chart {
-                @if self.series.len() > 1 { (self.legend()) }
+                @if self.series.len() + self.bands.len() > 1 { (self.legend()) }
                 @match width {
                     Width::Full => {
                         div.wide { (self.svg(960.0, x.clone(), y.clone(), true)) }
@@ -167,6 +198,9 @@ impl Chart {
             figcaption.legend {
                 @for series in &self.series {
                     span.key { span class=(format!("swatch {}", series.class())) {} (series.name) }
+                }
+                @for band in self.bands.iter().rev() {
+                    span.key { span class=(format!("swatch {}", band.class())) {} (band.name) }
                 }
             }
         }
@@ -199,6 +233,9 @@ impl Chart {
                 }
                 text.axis-title.above x=(px(frame.left)) y="14" { (self.y.title) }
                 text.axis-title x=(px(frame.right)) y=(px(self.height - 6.0)) text-anchor="end" { (self.x.title) }
+                @for band in &self.bands {
+                    path class=(band.class()) d=(area(band, &frame)) {}
+                }
                 @for series in self.series.iter().rev() {
                     path class=(format!("line {}", series.class())) d=(path(series, &frame)) {}
                     @if !series.faint && !series.stepped && series.points.len() <= 40 {
@@ -258,6 +295,11 @@ impl Chart {
                 text.push_str(&format!("  \u{b7}  {} {}", series.name, number(y)));
             }
         }
+        for band in self.bands.iter().rev() {
+            if let Some((low, high)) = band.at(x) {
+                text.push_str(&format!("  \u{b7}  {} {} to {}", band.name, number(low), number(high)));
+            }
+        }
         text
     }
 }
@@ -300,6 +342,31 @@ fn path(series: &Series, frame: &Frame) -> String {
     data
 }
 
+/// Half the width at which a point of a band is drawn that has no neighbours.
+const ALONE: f64 = 5.0;
+
+/// The path data of a band: forth along its upper edge and back along its lower one, for each stretch without a gap.
+fn area(band: &Band, frame: &Frame) -> String {
+    let mut data = String::new();
+    let place = |&(x, low, high): &(f64, f64, f64)| Some((frame.x(x)?, frame.y(low)?, frame.y(high)?));
+    let placed: Vec<_> = band.points.iter().map(place).collect();
+    for run in placed.split(|point| point.is_none()) {
+        let mut run: Vec<(f64, f64, f64)> = run.iter().copied().flatten().collect();
+        if let [(x, low, high)] = run[..] {
+            run = vec![(x - ALONE, low, high), (x + ALONE, low, high)];
+        }
+        let forth = run.iter().map(|&(x, _, high)| (x, high));
+        let back = run.iter().rev().map(|&(x, low, _)| (x, low));
+        for (index, (x, y)) in forth.chain(back).enumerate() {
+            data.push_str(&format!("{}{} {}", if index == 0 { 'M' } else { 'L' }, px(x), px(y)));
+        }
+        if !run.is_empty() {
+            data.push('Z');
+        }
+    }
+    data
+}
+
 /// First, lowest, highest and last point of a column, in their order, each once.
 fn extremes(column: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let lowest = (0..column.len()).min_by(|&a, &b| column[a].1.total_cmp(&column[b].1));
@@ -321,6 +388,7 @@ mod tests {
             x: Axis::linear("step"),
             y: Axis::linear("loss"),
             height: 260.0,
+            bands: Vec::new(),
             series: vec![Series::line("loss", 0, points)],
         }
     }
@@ -394,5 +462,41 @@ mod tests {
             "{svg}"
         );
         assert!(svg.contains("<figcaption class=\"legend\">"));
+    }
+
+    fn band(points: Vec<(f64, f64, f64)>) -> Band {
+        Band { name: "5 to 95 %", colour: 0, outer: true, points }
+    }
+
+    #[test]
+    fn bands_are_closed_and_have_gaps() {
+        let nan = f64::NAN;
+        let mut chart = chart(vec![(1.0, 2.0), (5.0, 2.0)]);
+        chart.bands.push(band(vec![
+            (1.0, 1.0, 3.0),
+            (2.0, 1.5, 2.5),
+            (3.0, nan, 2.0),
+            (4.0, 1.0, 2.0),
+            (5.0, 1.0, nan),
+        ]));
+        let svg = chart.render(Width::Half).0;
+        clean(&svg);
+        let shape = svg.split("class=\"band c0 outer\" d=\"").nth(1).unwrap();
+        let data = shape.split('"').next().unwrap();
+        assert_eq!((data.matches('M').count(), data.matches('Z').count()), (2, 2), "{data}");
+        assert_eq!(data.matches('L').count(), 3 + 3, "a point alone has a width: {data}");
+        // The readout has the ends of the band where it has them.
+        assert!(svg.contains("loss 2  \u{b7}  5 to 95 % 1 to 3</title>"), "{svg}");
+        assert!(svg.contains("<title>step 5  \u{b7}  loss 2</title>"), "{svg}");
+    }
+
+    #[test]
+    fn the_axis_holds_the_whole_band() {
+        let mut chart = chart(vec![(1.0, 5.0), (2.0, 5.0)]);
+        chart.bands.push(band(vec![(1.0, 0.0, 10.0), (2.0, 0.0, 10.0)]));
+        let svg = chart.render(Width::Half).0;
+        for tick in [">0<", ">10<"] {
+            assert!(svg.contains(tick), "{tick}: {svg}");
+        }
     }
 }

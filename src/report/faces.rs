@@ -53,12 +53,7 @@ fn nearest(prototype: &NearestPrototype, nearer_than_right: bool) -> Markup {
         (false, true) => ("wrong", "\u{2717} ", "another class, nearer than the right one"),
         (false, false) => ("other", "", "another class"),
     };
-    let cosine = if prototype.cosine.is_finite() {
-        // Rounded before it is formatted, or -0.004 would be minus zero.
-        format!("{:.2}", (prototype.cosine * 100.0).round() / 100.0 + 0.0).replace('-', "\u{2212}")
-    } else {
-        "not finite".to_owned()
-    };
+    let cosine = cosine(prototype.cosine);
     html! {
         figure class=(format!("face {class}")) {
             (picture(&prototype.exemplar, &prototype.name))
@@ -70,8 +65,18 @@ fn nearest(prototype: &NearestPrototype, nearer_than_right: bool) -> Markup {
     }
 }
 
+/// A cosine to two digits.
+pub(super) fn cosine(value: f64) -> String {
+    if value.is_finite() {
+        // Rounded before it is formatted, or -0.004 would be minus zero.
+        format!("{:.2}", (value * 100.0).round() / 100.0 + 0.0).replace('-', "\u{2212}")
+    } else {
+        "not finite".to_owned()
+    }
+}
+
 /// The picture as a PNG within the page; a picture without pixels is said to be missing.
-fn picture(image: &RgbImage, name: &str) -> Markup {
+pub(super) fn picture(image: &RgbImage, name: &str) -> Markup {
     let mut png = Cursor::new(Vec::new());
     let encoded =
         image.width() > 0 && image.height() > 0 && image.write_to(&mut png, ImageFormat::Png).is_ok();

@@ -2,7 +2,9 @@
 
 mod chart;
 mod faces;
+mod noise;
 mod points;
+mod prototypes;
 mod scale;
 mod sections;
 
@@ -12,7 +14,10 @@ use std::path::Path;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-pub use points::{EvalPoint, FaceRow, NearestPrototype, PrototypePoint, RocCurve, StepPoint};
+pub use noise::{NoiseRow, NoiseSheet, OtherPrototype, Portrait};
+pub use points::{
+    EvalPoint, FaceRow, NearestPrototype, PERCENTILES, Percentiles, PrototypePoint, RocCurve, StepPoint,
+};
 
 use crate::{Error, Result};
 
@@ -29,7 +34,7 @@ pub struct Report {
     pub evals: Vec<EvalPoint>,
     /// A curve a verification set, of the final weights.
     pub rocs: Vec<RocCurve>,
-    /// What the empirical prototypes did, a point an epoch; empty without EPL.
+    /// What the prototypes did, a point an epoch.
     pub prototypes: Vec<PrototypePoint>,
     /// Sample faces and their nearest prototypes.
     pub faces: Vec<FaceRow>,
@@ -41,33 +46,16 @@ impl Report {
     /// The page: HTML with its style sheet, charts and pictures inline. It follows the light or dark preference of
     /// its reader, and has no script.
     pub fn render(&self) -> String {
-        html! {
-            (DOCTYPE)
-            html lang="en" {
-                head {
-                    meta charset="utf-8";
-                    meta name="viewport" content="width=device-width, initial-scale=1";
-                    title { (self.title) }
-                    // An icon of its own keeps browsers from asking a server for one.
-                    link rel="icon" href="data:,";
-                    style { (PreEscaped(include_str!("style.css"))) }
-                }
-                body {
-                    main {
-                        header { p.eyebrow { "Training report" } h1 { (self.title) } }
-                        (self.tiles())
-                        (self.summary())
-                        (self.training())
-                        (self.verification())
-                        (self.empirical_prototypes())
-                        (self.sample_faces())
-                        (self.configuration())
-                        footer { "Written by epl " (env!("CARGO_PKG_VERSION")) "." }
-                    }
-                }
-            }
-        }
-        .into_string()
+        let body = html! {
+            (self.tiles())
+            (self.summary())
+            (self.training())
+            (self.verification())
+            (self.prototypes())
+            (self.sample_faces())
+            (self.configuration())
+        };
+        page("Training report", &self.title, &body)
     }
 
     /// Writes the page to `path`: beside it first, then renamed, so that a reader never sees half a page.
@@ -75,15 +63,7 @@ impl Report {
     /// # Errors
     /// [`Error::Io`] naming the file that could not be written.
     pub fn write(&self, path: &Path) -> Result<()> {
-        let mut name = path.as_os_str().to_owned();
-        name.push(".partial");
-        let aside = Path::new(&name);
-        let written = File::create(aside).and_then(|mut file| {
-            file.write_all(self.render().as_bytes())?;
-            file.sync_all()
-        });
-        written.map_err(|source| Error::io(aside, source))?;
-        std::fs::rename(aside, path).map_err(|source| Error::io(path, source))
+        write_page(path, &self.render())
     }
 
     fn summary(&self) -> Markup {
@@ -92,11 +72,7 @@ impl Report {
             @if self.facts.is_empty() {
                 p.missing { "No facts about the run were recorded." }
             } @else {
-                div.card {
-                    table.facts {
-                        tbody { @for (name, value) in &self.facts { tr { th scope="row" { (name) } td { (value) } } } }
-                    }
-                }
+                (fact_table(&self.facts))
             }
         }
     }
@@ -111,6 +87,55 @@ impl Report {
             }
         }
     }
+}
+
+/// A table of what, and its value.
+fn fact_table(facts: &[(String, String)]) -> Markup {
+    html! {
+        div.card {
+            table.facts {
+                tbody { @for (name, value) in facts { tr { th scope="row" { (name) } td { (value) } } } }
+            }
+        }
+    }
+}
+
+/// A page of its own: HTML with the style sheet inline, and without a script.
+fn page(eyebrow: &str, title: &str, body: &Markup) -> String {
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                title { (title) }
+                // An icon of its own keeps browsers from asking a server for one.
+                link rel="icon" href="data:,";
+                style { (PreEscaped(include_str!("style.css"))) }
+            }
+            body {
+                main {
+                    header { p.eyebrow { (eyebrow) } h1 { (title) } }
+                    (body)
+                    footer { "Written by epl " (env!("CARGO_PKG_VERSION")) "." }
+                }
+            }
+        }
+    }
+    .into_string()
+}
+
+/// Writes a page to `path`: beside it first, then renamed.
+fn write_page(path: &Path, html: &str) -> Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".partial");
+    let aside = Path::new(&name);
+    let written = File::create(aside).and_then(|mut file| {
+        file.write_all(html.as_bytes())?;
+        file.sync_all()
+    });
+    written.map_err(|source| Error::io(aside, source))?;
+    std::fs::rename(aside, path).map_err(|source| Error::io(path, source))
 }
 
 #[cfg(test)]

@@ -53,7 +53,14 @@ pub struct EvalPoint {
     pub threshold: f64,
 }
 
-/// What the empirical prototypes did in an epoch: means over its samples or, for the angle, over the classes.
+/// The percentiles that are logged and drawn.
+pub const PERCENTILES: [f64; 5] = [5.0, 25.0, 50.0, 75.0, 95.0];
+
+/// Values at [`PERCENTILES`], ascending and finite.
+pub type Percentiles = [f64; 5];
+
+/// What the prototypes did in an epoch: figures of its samples and, for angle and drift, of classes. What a head
+/// without EPL does not have, and what lines of earlier versions lack, is NaN or `None`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PrototypePoint {
     /// Steps done at the end of the epoch.
@@ -63,15 +70,48 @@ pub struct PrototypePoint {
     /// Mean cosine of an embedding and its class weight, `cos(x, W_y)`.
     #[serde(deserialize_with = "null_is_nan")]
     pub cos_weight: f64,
+    /// Its percentiles over the samples.
+    #[serde(default)]
+    pub cos_weight_percentiles: Option<Percentiles>,
     /// Mean cosine of an embedding and its empirical prototype, `cos(x, Q_y)`.
     #[serde(deserialize_with = "null_is_nan")]
     pub cos_empirical: f64,
+    /// Its percentiles over the samples.
+    #[serde(default)]
+    pub cos_empirical_percentiles: Option<Percentiles>,
+    /// Mean cosine of an embedding and its empirical prototype as it was before the step moved it towards the sample.
+    #[serde(default = "nan", deserialize_with = "null_is_nan")]
+    pub cos_before_update: f64,
+    /// Its percentiles over the samples.
+    #[serde(default)]
+    pub cos_before_update_percentiles: Option<Percentiles>,
     /// Mean adaptive margin, `k cos(x, Q_y)`.
     #[serde(deserialize_with = "null_is_nan")]
     pub adaptive_margin: f64,
-    /// Mean angle in degrees between the two prototypes of a class, W and Q.
+    /// Its percentiles over the samples.
+    #[serde(default)]
+    pub adaptive_margin_percentiles: Option<Percentiles>,
+    /// Mean angle in degrees between the two prototypes of a class, W and Q, at the end of the epoch.
     #[serde(deserialize_with = "null_is_nan")]
     pub angle_degrees: f64,
+    /// Its percentiles over the classes that are watched.
+    #[serde(default)]
+    pub angle_degrees_percentiles: Option<Percentiles>,
+    /// Mean angle in degrees between a class's Q at the start of the epoch and at its end.
+    #[serde(default = "nan", deserialize_with = "null_is_nan")]
+    pub drift_degrees: f64,
+    /// Its percentiles over the classes that are watched.
+    #[serde(default)]
+    pub drift_degrees_percentiles: Option<Percentiles>,
+    /// The cosine below which a sample counts as hard.
+    #[serde(default = "nan", deserialize_with = "null_is_nan")]
+    pub hard_cosine: f64,
+    /// Share of hard samples, by `cos(x, Q_y)` before the update, for a head without EPL by `cos(x, W_y)`; a fraction.
+    #[serde(default = "nan", deserialize_with = "null_is_nan")]
+    pub hard_share: f64,
+    /// Classes of which the run has not seen a sample so far.
+    #[serde(default)]
+    pub classes_unvisited: Option<u64>,
 }
 
 /// The receiver operating characteristic of a verification set.
@@ -110,4 +150,9 @@ pub struct NearestPrototype {
 /// JSON has no NaN: what is not finite is written as `null`, and `null` is read as NaN.
 fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+/// What a line of an earlier version, which lacks the key, is read as.
+fn nan() -> f64 {
+    f64::NAN
 }

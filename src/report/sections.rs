@@ -4,7 +4,7 @@ use maud::{Markup, html};
 
 use super::chart::{Axis, Chart, Series, Width};
 use super::scale::{Spacing, number, percent};
-use super::{EvalPoint, PrototypePoint, Report, StepPoint};
+use super::{EvalPoint, Report, StepPoint};
 
 /// A run with fewer points than this is drawn as it is.
 const SMOOTHED_FROM: usize = 100;
@@ -69,6 +69,7 @@ impl Report {
             x: Axis::count("step"),
             y: Axis::linear("loss"),
             height: 320.0,
+            bands: Vec::new(),
             series,
         }
     }
@@ -87,6 +88,7 @@ impl Report {
             x: Axis::count("step"),
             y: Axis { spacing, ..Axis::linear("learning rate").possible(0.0, f64::INFINITY) },
             height: 170.0,
+            bands: Vec::new(),
             series: vec![Series { stepped, ..Series::line("rate", 1, points) }],
         }
     }
@@ -107,6 +109,7 @@ impl Report {
             x: Axis::count("step"),
             y: Axis::linear(unit).possible(0.0, f64::INFINITY),
             height: 230.0,
+            bands: Vec::new(),
             series: with_smoothed(&title.to_lowercase(), colour, points),
         };
         html! { @if measured { div.card { h3 { (title) } (chart.render(Width::Half)) } } }
@@ -151,6 +154,7 @@ impl Report {
             x: Axis::count("epoch"),
             y: Axis::linear("accuracy, %").possible(0.0, 100.0),
             height: 300.0,
+            bands: Vec::new(),
             series,
         }
     }
@@ -175,48 +179,8 @@ impl Report {
             x: Axis { spacing: Spacing::Log, ends: Some((low, 1.0)), ..Axis::linear("FAR") },
             y: Axis::linear("TAR, %").possible(0.0, 100.0),
             height: 340.0,
+            bands: Vec::new(),
             series,
-        }
-    }
-
-    /// What the empirical prototypes did.
-    pub(super) fn empirical_prototypes(&self) -> Markup {
-        let series = |name: &str, colour, value: fn(&PrototypePoint) -> f64| {
-            let points = self.prototypes.iter().map(|point| (f64::from(point.epoch), value(point))).collect();
-            Series::line(name, colour, points)
-        };
-        let cosines = Chart {
-            title: "Cosines and adaptive margin".to_owned(),
-            x: Axis::count("epoch"),
-            y: Axis::linear("cosine").possible(-1.0, 1.0),
-            height: 280.0,
-            series: vec![
-                series("cos(x, W)", 0, |point| point.cos_weight),
-                series("cos(x, Q)", 1, |point| point.cos_empirical),
-                series("margin k cos(x, Q)", 2, |point| point.adaptive_margin),
-            ],
-        };
-        let angle = Chart {
-            title: "Angle between W and Q".to_owned(),
-            x: Axis::count("epoch"),
-            y: Axis::linear("degrees").possible(0.0, 180.0),
-            height: 280.0,
-            series: vec![series("angle", 3, |point| point.angle_degrees)],
-        };
-        html! {
-            h2 { "Empirical prototypes" }
-            @if self.prototypes.is_empty() {
-                p.missing { "No figures about empirical prototypes were recorded; a head without EPL has none." }
-            } @else {
-                p.note {
-                    "W is the class prototype that gradients train; Q, the empirical one, is the running expectation of the "
-                    "class\u{2019}s own features. The nearer a sample is to Q, the larger its margin. Means over an epoch."
-                }
-                div.pair {
-                    div.card { h3 { (cosines.title) } (cosines.render(Width::Half)) }
-                    div.card { h3 { (angle.title) } (angle.render(Width::Half)) }
-                }
-            }
         }
     }
 }

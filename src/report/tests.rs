@@ -29,9 +29,20 @@ fn full() -> Report {
         step: 2000 * u64::from(epoch),
         epoch,
         cos_weight: 0.5,
+        cos_weight_percentiles: Some([0.1, 0.4, 0.5, 0.6, 0.8]),
         cos_empirical: 0.6,
+        cos_empirical_percentiles: Some([0.2, 0.5, 0.6, 0.7, 0.9]),
+        cos_before_update: 0.6,
+        cos_before_update_percentiles: Some([0.2, 0.5, 0.6, 0.7, 0.9]),
         adaptive_margin: 0.42,
+        adaptive_margin_percentiles: Some([0.14, 0.35, 0.42, 0.49, 0.63]),
         angle_degrees: 30.0,
+        angle_degrees_percentiles: Some([20.0, 25.0, 30.0, 35.0, 40.0]),
+        drift_degrees: 10.0,
+        drift_degrees_percentiles: Some([5.0, 8.0, 10.0, 12.0, 16.0]),
+        hard_cosine: 0.3,
+        hard_share: 0.07,
+        classes_unvisited: Some(0),
     });
     let face = RgbImage::from_pixel(4, 4, image::Rgb([200, 150, 120]));
     let nearest =
@@ -61,8 +72,12 @@ fn every_part_is_there() {
         "aria-label=\"Gradient norm\"",
         "aria-label=\"Accuracy\"",
         "aria-label=\"Receiver operating characteristic\"",
-        "aria-label=\"Cosines and adaptive margin\"",
-        "aria-label=\"Angle between W and Q\"",
+        "aria-label=\"cos(x, W)\"",
+        "aria-label=\"cos(x, Q)\"",
+        "aria-label=\"Adaptive margin\"",
+        "aria-label=\"Angle and drift\"",
+        "aria-label=\"Hard samples\"",
+        "aria-label=\"Classes not yet visited\"",
         "data:image/png;base64,",
         "out = &quot;a&lt;b&quot;",
         "prefers-color-scheme: dark",
@@ -93,7 +108,7 @@ fn missing_parts_are_said_to_be_missing() {
         "No steps were logged.",
         "No verification set was evaluated.",
         "No ROC curve was recorded.",
-        "No figures about empirical prototypes were recorded",
+        "No figures about prototypes were recorded.",
         "No sample faces were recorded.",
         "The configuration was not recorded.",
     ] {
@@ -114,6 +129,8 @@ fn values_that_are_not_finite_break_nothing() {
     }
     for (point, value) in report.prototypes.iter_mut().zip(odd) {
         (point.cos_weight, point.cos_empirical, point.angle_degrees) = (value, value, value);
+        (point.drift_degrees, point.hard_share, point.hard_cosine) = (value, value, value);
+        point.cos_weight_percentiles = Some([value; 5]);
     }
     report.rocs[0].points.extend([(f64::NAN, 0.5), (0.5, f64::NAN)]);
     report.faces[0].nearest[0].cosine = f64::NAN;

@@ -17,8 +17,8 @@ pub enum Record {
     Step(StepPoint),
     /// A verification set, evaluated.
     Eval(EvalPoint),
-    /// What the empirical prototypes did in an epoch.
-    Prototypes(PrototypePoint),
+    /// What the prototypes did in an epoch.
+    Prototypes(Box<PrototypePoint>),
 }
 
 /// Appends records to a file. Each line reaches the operating system whole before [`MetricsLog::append`] returns, so
@@ -87,7 +87,7 @@ pub fn add_to_report(report: &mut Report, records: impl IntoIterator<Item = Reco
         match record {
             Record::Step(point) => report.steps.push(point),
             Record::Eval(point) => report.evals.push(point),
-            Record::Prototypes(point) => report.prototypes.push(point),
+            Record::Prototypes(point) => report.prototypes.push(*point),
         }
     }
 }
@@ -121,14 +121,25 @@ mod tests {
                 eer: 0.01,
                 threshold: 1.5,
             }),
-            Record::Prototypes(PrototypePoint {
+            Record::Prototypes(Box::new(PrototypePoint {
                 step: 40,
                 epoch: 1,
                 cos_weight: 0.5,
+                cos_weight_percentiles: Some([0.125, 0.25, 0.5, 0.75, 0.875]),
                 cos_empirical: 0.625,
+                cos_empirical_percentiles: Some([0.25, 0.5, 0.625, 0.75, 0.875]),
+                cos_before_update: 0.625,
+                cos_before_update_percentiles: Some([0.25, 0.5, 0.625, 0.75, 0.875]),
                 adaptive_margin: 0.4375,
+                adaptive_margin_percentiles: Some([0.125, 0.25, 0.375, 0.5, 0.625]),
                 angle_degrees: 31.0,
-            }),
+                angle_degrees_percentiles: Some([20.0, 25.0, 30.0, 35.0, 40.5]),
+                drift_degrees: 12.5,
+                drift_degrees_percentiles: None,
+                hard_cosine: 0.3,
+                hard_share: 0.0625,
+                classes_unvisited: Some(2),
+            })),
         ]
     }
 
@@ -141,7 +152,10 @@ mod tests {
         for (record, keys) in records().iter().zip([
             "epoch grad_norm images_per_second kind loss lr step",
             "accuracy accuracy_std auc eer epoch kind set step tar_at_far_1e-3 threshold",
-            "adaptive_margin angle_degrees cos_empirical cos_weight epoch kind step",
+            "adaptive_margin adaptive_margin_percentiles angle_degrees angle_degrees_percentiles \
+             classes_unvisited cos_before_update cos_before_update_percentiles cos_empirical \
+             cos_empirical_percentiles cos_weight cos_weight_percentiles \
+             drift_degrees drift_degrees_percentiles epoch hard_cosine hard_share kind step",
         ]) {
             log.append(record).unwrap();
             expected.push(keys);
@@ -177,10 +191,20 @@ mod tests {
         add_to_report(&mut report, read(&path).unwrap());
         assert_eq!((report.steps.len(), report.evals.len(), report.prototypes.len()), (2, 1, 1));
         assert_eq!(Record::Eval(report.evals[0].clone()), records()[1]);
-        assert_eq!(Record::Prototypes(report.prototypes[0].clone()), records()[2]);
+        assert_eq!(Record::Prototypes(Box::new(report.prototypes[0].clone())), records()[2]);
         assert_eq!(report.steps[0].loss, 12.5);
         assert!(report.steps[0].grad_norm.is_nan());
         assert!(report.steps[1].loss.is_nan(), "what is not finite is null, and null is NaN");
+    }
+
+    #[test]
+    fn a_line_of_an_earlier_version_is_read() {
+        let line = r#"{"kind":"prototypes","step":40,"epoch":1,"cos_weight":0.5,"cos_empirical":null,"adaptive_margin":null,"angle_degrees":31.0}"#;
+        let Record::Prototypes(point) = serde_json::from_str(line).unwrap() else { panic!("another kind") };
+        assert_eq!((point.cos_weight, point.angle_degrees), (0.5, 31.0));
+        let absent = [point.cos_empirical, point.drift_degrees, point.hard_share, point.hard_cosine];
+        assert!(absent.iter().all(|value| value.is_nan()), "{point:?}");
+        assert_eq!((point.cos_weight_percentiles, point.classes_unvisited), (None, None));
     }
 
     #[test]

@@ -2,10 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use image::RgbImage;
-
 use crate::Result;
-use crate::data::{Dataset, Image};
+use crate::data::Dataset;
 use crate::eval::embedder::Embedder;
 use crate::model::{HEAD_WEIGHT, Model};
 use crate::report::{FaceRow, NearestPrototype};
@@ -40,14 +38,14 @@ pub fn face_sheet(model: &Model, dataset: &dyn Dataset, count: usize) -> Result<
         for &(class, cosine) in ranked {
             let Some(&exemplar) = exemplars.get(&class) else { continue };
             row.push(NearestPrototype {
-                exemplar: picture(dataset.load(exemplar)?),
+                exemplar: dataset.load(exemplar)?.into(),
                 name: format!("class {class}"),
                 cosine,
                 right: class == label,
             });
         }
         let name = format!("{} (class {label})", dataset.name(index));
-        rows.push(FaceRow { face: picture(dataset.load(index)?), name, nearest: row });
+        rows.push(FaceRow { face: dataset.load(index)?.into(), name, nearest: row });
     }
     Ok(rows)
 }
@@ -88,10 +86,4 @@ fn first_images(dataset: &dyn Dataset, wanted: impl Iterator<Item = usize>) -> R
 fn unit(vector: &[f32]) -> Vec<f64> {
     let norm = vector.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt().max(1e-12);
     vector.iter().map(|&v| f64::from(v) / norm).collect()
-}
-
-fn picture(image: Image) -> RgbImage {
-    let (width, height) = (image.width as u32, image.height as u32);
-    // The bytes are [H, W, 3] by construction; an empty picture would show a fault without stopping the report.
-    RgbImage::from_raw(width, height, image.rgb).unwrap_or_default()
 }

@@ -73,6 +73,8 @@ pub struct StepResult {
     pub target_cosine: Vec<f32>,
     /// Cosine of each sample and its class's empirical prototype, with EPL.
     pub empirical_cosine: Vec<f32>,
+    /// The same before the update of the step.
+    pub cosine_before_update: Vec<f32>,
 }
 
 impl StepResult {
@@ -82,15 +84,19 @@ impl StepResult {
         let get = |index: usize| values.get(index).ok_or_else(missing);
         let first =
             |index: usize| -> Result<f32> { get(index)?.as_f32()?.first().copied().ok_or_else(missing) };
+        let optional = |index: usize| -> Result<Vec<f32>> {
+            Ok(match values.get(index) {
+                Some(value) => value.as_f32()?.to_vec(),
+                None => Vec::new(),
+            })
+        };
         Ok(Self {
             loss: first(0)?,
             grad_norm: first(1)?,
             nonfinite: get(2)?.as_u32()?.first().copied().ok_or_else(missing)?,
             target_cosine: get(3)?.as_f32()?.to_vec(),
-            empirical_cosine: match values.get(4) {
-                Some(value) => value.as_f32()?.to_vec(),
-                None => Vec::new(),
-            },
+            empirical_cosine: optional(4)?,
+            cosine_before_update: optional(5)?,
         })
     }
 }
@@ -179,7 +185,7 @@ pub fn record_step(spec: &ModelSpec, options: &StepOptions) -> Result<StepGraph>
     graph.fetch(norm);
     graph.fetch(nonfinite);
     graph.fetch(outputs.target_cosine);
-    if let Some(cosine) = outputs.empirical_cosine {
+    for cosine in [outputs.empirical_cosine, outputs.cosine_before_update].into_iter().flatten() {
         graph.fetch(cosine);
     }
     Ok(StepGraph { graph, inputs: StepInputs { images, labels, sampled, lr, seed } })

@@ -16,12 +16,13 @@ use crate::interchange::safetensors::StateDict;
 use crate::model::{Head, Model, ModelSpec};
 use crate::nn::IrNetwork;
 use crate::nn::input::packed_bytes;
-use crate::report::{PrototypePoint, StepPoint};
-use crate::train::epoch::{EpochSums, prototype_angle};
+use crate::report::StepPoint;
+use crate::train::epoch::EpochSums;
 use crate::train::events::Observer;
 use crate::train::folder::RunFolder;
 use crate::train::metrics::Record;
 use crate::train::plan::resolve_form;
+use crate::train::prototypes::PrototypeWatch;
 use crate::train::step::{StepGraph, StepInputs, StepOptions, StepResult, class_sampler, record_step};
 use crate::train::summary::eval_point;
 use crate::{Error, Result};
@@ -219,7 +220,8 @@ impl Trainer {
         let total = schedule.total_steps(steps_per_epoch);
         observer.start(total, steps_per_epoch, &self.summary());
 
-        let mut progress = Progress { total, ..Progress::default() };
+        let hard_cosine = self.config.train.hard_cosine;
+        let mut progress = Progress::new(total, PrototypeWatch::new(&self.model, hard_cosine)?, hard_cosine);
         let mut outcome = Outcome {
             steps: 0,
             epochs: 0,
@@ -237,7 +239,7 @@ impl Trainer {
             // The time between epochs goes to evaluation, and is no throughput.
             progress.logged_at = started;
             progress.logged_images = 0;
-            progress.sums = EpochSums::default();
+            progress.sums = EpochSums::new(hard_cosine);
             let mut batches = self.loader.epoch(epoch, 0)?;
             while progress.submitted < total {
                 let Some(batch) = batches.next() else { break };
@@ -252,8 +254,9 @@ impl Trainer {
             outcome.epochs = epoch;
             outcome.steps = progress.submitted;
             outcome.loss = progress.sums.mean_loss();
-            let prototypes = self.prototypes(epoch, &progress)?;
-            folder.metrics.append(&Record::Prototypes(prototypes.clone()))?;
+            let prototypes =
+                progress.watch.end_epoch(&self.model, epoch, progress.submitted, &progress.sums)?;
+            folder.metrics.append(&Record::Prototypes(Box::new(prototypes.clone())))?;
             observer.epoch(epoch, outcome.loss, Some(&prototypes));
             if epoch == self.config.train.epochs || progress.submitted >= total {
                 // Before the last evaluation, so that nothing that happens there loses the run.
@@ -290,6 +293,7 @@ impl Trainer {
         session.write(inputs.lr, bytemuck::bytes_of(&(lr as f32)))?;
         session.write(inputs.seed, bytemuck::bytes_of(&seed))?;
         session.step()?;
+        progress.watch.see(&batch.labels);
         progress.flights.push_back(InFlight { step, epoch, lr });
         progress.submitted += 1;
         Ok(())
@@ -342,20 +346,6 @@ impl Trainer {
         Ok(())
     }
 
-    /// What the prototypes did in the epoch that has just ended.
-    fn prototypes(&self, epoch: u32, progress: &Progress) -> Result<PrototypePoint> {
-        let k = self.config.head.epl.as_ref().map_or(f64::NAN, |epl| epl.k);
-        let cos_empirical = progress.sums.mean_empirical_cosine();
-        Ok(PrototypePoint {
-            step: progress.submitted,
-            epoch,
-            cos_weight: progress.sums.mean_target_cosine(),
-            cos_empirical,
-            adaptive_margin: k * cos_empirical,
-            angle_degrees: prototype_angle(&self.model)?,
-        })
-    }
-
     /// Runs every verification set on the weights as they are now.
     fn evaluate(
         &self,
@@ -391,17 +381,19 @@ struct Progress {
     submitted: u64,
     flights: VecDeque<InFlight>,
     sums: EpochSums,
+    watch: PrototypeWatch,
     logged_at: Instant,
     logged_images: usize,
 }
 
-impl Default for Progress {
-    fn default() -> Self {
+impl Progress {
+    fn new(total: u64, watch: PrototypeWatch, hard_cosine: f64) -> Self {
         Self {
-            total: 0,
+            total,
             submitted: 0,
             flights: VecDeque::new(),
-            sums: EpochSums::default(),
+            sums: EpochSums::new(hard_cosine),
+            watch,
             logged_at: Instant::now(),
             logged_images: 0,
         }

@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use epl::config::{Config, HeadKind};
 use epl::interchange::safetensors::{StateDict, Value};
-use epl::report::{PrototypePoint, StepPoint};
+use epl::model::{Model, PrototypeRows};
+use epl::report::{Percentiles, PrototypePoint, StepPoint};
 use epl::train::metrics::{self, Record};
+use epl::train::trainer::spec_of;
 use epl::train::{Observer, Outcome, Silent, run_on};
 use epl_runtime::Device;
 
@@ -21,7 +23,7 @@ fn records(config: &Config) -> (Vec<StepPoint>, Vec<PrototypePoint>) {
     for record in metrics::read(&config.train.out.join("metrics.jsonl")).unwrap() {
         match record {
             Record::Step(point) => steps.push(point),
-            Record::Prototypes(point) => prototypes.push(point),
+            Record::Prototypes(point) => prototypes.push(*point),
             Record::Eval(point) => panic!("there is no verification set to evaluate: {point:?}"),
         }
     }
@@ -121,11 +123,31 @@ fn every_head_learns_with_and_without_epl() {
             assert_eq!(prototypes.len() as u32, EPOCHS);
             for point in &prototypes {
                 assert!(point.cos_weight.abs() <= 1.001, "{name}: {point:?}");
-                let values = [point.cos_empirical, point.adaptive_margin, point.angle_degrees];
-                assert!(values.iter().all(|value| value.is_finite() == epl), "{name}: {point:?}");
+                let means =
+                    [point.cos_empirical, point.adaptive_margin, point.angle_degrees, point.drift_degrees];
+                assert!(means.iter().all(|mean| mean.is_finite() == epl), "{name}: {point:?}");
+                let spread = |mean: f64, percentiles: Option<Percentiles>| {
+                    assert_eq!(percentiles.is_some(), mean.is_finite(), "{name}: {point:?}");
+                    let ordered = percentiles.is_none_or(|values| values.is_sorted());
+                    let around =
+                        percentiles.is_none_or(|[low, .., high]| low <= high && (low..=high).contains(&mean));
+                    assert!(ordered && around, "{name}: {mean} {percentiles:?}");
+                };
+                spread(point.cos_weight, point.cos_weight_percentiles);
+                spread(point.cos_empirical, point.cos_empirical_percentiles);
+                spread(point.adaptive_margin, point.adaptive_margin_percentiles);
+                spread(point.angle_degrees, point.angle_degrees_percentiles);
+                spread(point.drift_degrees, point.drift_degrees_percentiles);
+                assert!((0.0..=1.0).contains(&point.hard_share), "{name}: {point:?}");
+                // 48 samples, all of them in every epoch.
+                assert_eq!(point.classes_unvisited, Some(0), "{name}");
             }
             let (before, after) = (&prototypes[0], &prototypes[EPOCHS as usize - 1]);
             assert!(after.cos_weight > before.cos_weight, "{name}: {before:?} {after:?}");
+            assert!(after.hard_share < before.hard_share, "{name}: {before:?} {after:?}");
+            // Q starts as noise, from which everything is about 90 degrees away, and settles.
+            assert!(!epl || before.drift_degrees > 45.0, "{name}: {before:?}");
+            assert!(!epl || after.drift_degrees < 0.5 * before.drift_degrees, "{name}: {after:?}");
             check_folder(&config, &outcome);
         }
     }
@@ -200,4 +222,41 @@ fn a_run_can_start_from_the_weights_of_another() {
 fn assert_same_names(a: &Path, b: &Path) {
     let names = |path: &Path| StateDict::read(path).unwrap().tensors.into_keys().collect::<Vec<_>>();
     assert_eq!(names(a), names(b));
+}
+
+#[test]
+fn rows_of_prototypes_are_those_of_the_state_dict() {
+    const CLASSES: usize = 50;
+    // Alone, neighbours, across a gap that is read through and one that is not, backwards, twice.
+    let classes = [3, 4, 5, 9, 30, 49, 2, 2, 0];
+    for epl in [true, false] {
+        let config = config(Path::new("nowhere"), head(HeadKind::CosFace, epl), 1);
+        let model = Model::new(spec_of(&config, CLASSES).unwrap(), &device(), 1).unwrap();
+        let dict = model.state_dict(0).unwrap();
+        let rows_of = |name: &str| {
+            let (shape, values) = dict.floats(name)?;
+            assert_eq!(shape, [CLASSES, config.model.embedding]);
+            let row = |&class: &u32| &values[class as usize * shape[1]..][..shape[1]];
+            Some(classes.iter().flat_map(row).copied().collect::<Vec<f32>>())
+        };
+        let expected =
+            PrototypeRows { weight: rows_of("loss.weight").unwrap(), queue: rows_of("loss.queue") };
+        assert_eq!(expected.queue.is_some(), epl);
+        assert_eq!(model.prototype_rows(&classes).unwrap(), expected);
+        let error = model.prototype_rows(&[1, CLASSES as u32]).unwrap_err().to_string();
+        assert!(error.contains("class 50") && error.contains("below 50"), "{error}");
+    }
+}
+
+#[test]
+fn classes_that_were_not_seen_are_counted_down() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(&folder.path().join("run"), head(HeadKind::CosFace, true), 2);
+    // In the order of the data, half of the people come in the first two steps.
+    config.data.shuffle = false;
+    config.train.max_steps = 2;
+    config.train.epochs = 1;
+    train(&config, &device());
+    let (_, prototypes) = records(&config);
+    assert_eq!(prototypes[0].classes_unvisited, Some(u64::from(IDENTITIES) / 2), "{prototypes:?}");
 }
