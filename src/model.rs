@@ -276,8 +276,7 @@ impl Model {
             }
         }
         for (name, desc, _) in self.spec.tables() {
-            let table = self.store.read(name)?;
-            dict.insert(name, desc.shape.dims(), table.as_f32()?.to_vec());
+            dict.insert(name, desc.shape.dims(), self.store.read(name)?.into_f32()?);
         }
         dict.metadata.extend(self.spec.metadata(step));
         Ok(dict)
@@ -300,8 +299,7 @@ impl Model {
                 "this is a fault of the program; please report it",
             ));
         }
-        let rows =
-            |name: &str| -> Result<Vec<f32>> { Ok(self.store.read_rows(name, classes)?.as_f32()?.to_vec()) };
+        let rows = |name: &str| -> Result<Vec<f32>> { Ok(self.store.read_rows(name, classes)?.into_f32()?) };
         let queue = match self.spec.queue_desc() {
             Some(_) => Some(rows(HEAD_QUEUE)?),
             None => None,

@@ -197,7 +197,7 @@ fn ops_grad_needs_no_adapter() {
 
 #[test]
 fn ops_perf_measures() {
-    let ran = epl(&["ops", "perf", "gather_target", "--repeats", "1", "--json"]);
+    let ran = epl(&["ops", "perf", "target_cosine", "--repeats", "1", "--json"]);
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     let row = &ran.json()["perf"][0];
     assert!(row["ms"].as_f64().unwrap() > 0.0);

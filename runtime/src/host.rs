@@ -80,6 +80,14 @@ impl HostTensor {
         }
     }
 
+    /// The elements as floats, without a copy; an error where they are integers.
+    pub fn into_f32(self) -> Result<Vec<f32>> {
+        match self.data {
+            HostData::F32(values) => Ok(values),
+            HostData::U32(_) => Err(Error::graph("a u32 tensor was read as f32", "read it with as_u32")),
+        }
+    }
+
     /// The elements as unsigned integers; an error where they are floats.
     pub fn as_u32(&self) -> Result<&[u32]> {
         match &self.data {

@@ -154,7 +154,7 @@ pub const NORM_ENTRY: OpEntry = OpEntry { name: "class_grad_norm", cases: norm_c
 const WORKGROUP: usize = 256;
 
 /// Workgroups that share the rows of a tile in the last kernel, at most; each leaves one sum of squares.
-const SGD_GROUPS: usize = 1024;
+const SGD_GROUPS: usize = 4096;
 
 /// The tensors that a step of the prototypes reads and writes.
 #[derive(Debug, Clone, Copy)]

@@ -244,6 +244,8 @@ mod tests {
         let old = |epoch| PrototypePoint {
             cos_weight_percentiles: None,
             cos_empirical_percentiles: None,
+            cos_before_update: f64::NAN,
+            cos_before_update_percentiles: None,
             adaptive_margin_percentiles: None,
             drift_degrees: f64::NAN,
             hard_cosine: f64::NAN,
@@ -254,6 +256,7 @@ mod tests {
         let html = section((1..=3).map(old).collect());
         assert!(!html.contains("class=\"band ") && html.contains("mean 0.42"), "{html}");
         assert!(!html.contains("Hard samples") && !html.contains("not yet visited"), "{html}");
+        assert!(!html.contains("before the update</h3>"), "{html}");
         assert!(html.contains("between W and Q 30") && !html.contains("drift of Q"), "{html}");
     }
 

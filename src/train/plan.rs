@@ -209,7 +209,8 @@ mod tests {
             let (small, large) = (peak(10_572), peak(617_970));
             let matrix = (617_970.0 - 10_572.0) * 512.0 * 4.0;
             let matrices = (large - small) / matrix;
-            assert!((3.0..3.01).contains(&matrices), "{matrices}");
+            // What is above 3 is that 10,572 classes do not fill the largest tile, and parameter blocks of launches.
+            assert!((3.0..3.02).contains(&matrices), "{matrices}");
         }
     }
 

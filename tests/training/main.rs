@@ -14,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 use epl::config::{Config, Schedule};
 use epl::data::synth::{SynthConfig, draw_all};
 use epl::data::{Dataset, InMemory};
-use epl::head::{EplSettings, HeadKind, HeadSettings};
+use epl::head::{EplSettings, HeadForm, HeadKind, HeadSettings};
 use epl_runtime::{Device, DeviceOptions};
 
 const IDENTITIES: u32 = 6;
@@ -83,4 +83,15 @@ fn config(out: &Path, head: HeadSettings, epochs: u32) -> Config {
     config.train.batch_size = BATCH;
     config.train.log_every = 1;
     config
+}
+
+/// The configuration in the run's folder, in which the form of the head has been decided, with that put back to what
+/// `asked` had.
+fn resolved(out: &Path, asked: &Config) -> Config {
+    let mut found = Config::load(&out.join("config.toml"), &[]).unwrap();
+    assert_ne!(found.head.form, HeadForm::Auto, "a decision is written down");
+    if asked.head.form == HeadForm::Auto {
+        found.head.form = HeadForm::Auto;
+    }
+    found
 }

@@ -13,7 +13,7 @@ use epl::train::trainer::spec_of;
 use epl::train::{Silent, run, run_on};
 use epl::{Error, Result};
 
-use super::{BATCH, IDENTITIES, IMAGES, config, device, faces, faces_of, head};
+use super::{BATCH, IDENTITIES, IMAGES, config, device, faces, faces_of, head, resolved};
 
 /// A place to run in that nothing has been written to.
 struct Place {
@@ -251,7 +251,7 @@ fn only_a_run_on_the_same_data_is_replaced() {
     let mut again = place.config();
     again.train.seed = 99;
     replace(again.clone()).unwrap();
-    assert_eq!(Config::load(&place.out().join("config.toml"), &[]).unwrap(), again);
+    assert_eq!(resolved(&place.out(), &again), again);
     assert!(contents(&place.out()) != before);
 }
 

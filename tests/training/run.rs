@@ -12,7 +12,7 @@ use epl::train::trainer::spec_of;
 use epl::train::{Observer, Outcome, Silent, run_on};
 use epl_runtime::Device;
 
-use super::{IDENTITIES, STEPS_PER_EPOCH, config, device, faces, fresh_device, head};
+use super::{IDENTITIES, STEPS_PER_EPOCH, config, device, faces, fresh_device, head, resolved};
 
 fn train(config: &Config, device: &Arc<Device>) -> Outcome {
     run_on(config.clone(), device, faces(), Vec::new(), false, &mut Silent).unwrap()
@@ -72,7 +72,7 @@ fn the_last_step_is_logged_whatever_the_interval() {
 /// What a finished run must have left in its folder.
 fn check_folder(config: &Config, outcome: &Outcome) {
     let out = &config.train.out;
-    assert_eq!(Config::load(&out.join("config.toml"), &[]).unwrap(), *config);
+    assert_eq!(resolved(out, config), *config);
     let page = std::fs::read_to_string(out.join("report.html")).unwrap();
     assert!(page.contains("<svg") && page.trim_end().ends_with("</html>"), "a page with charts");
 
