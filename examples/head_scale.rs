@@ -75,10 +75,17 @@ fn run(arguments: &Arguments) -> epl::Result<()> {
         return whole_step(arguments, classes, &device);
     }
     println!("batch {}, dimension {}", arguments.batch, arguments.dim);
-    println!("classes    form           ms a step  GFLOP/s  of product  peak MiB  tables MiB");
+    println!("classes    form           ms a step  GFLOP/s  of products  peak MiB  tables MiB");
     for &classes in &arguments.classes {
-        let product = product_speed(arguments, classes, &device)?;
-        println!("{classes:<10} product x W^T  {:>9.1}  {:>7.1}", product.0 * 1e3, product.1 / 1e9);
+        let share = if arguments.sample_rate < 1.0 { arguments.sample_rate } else { 1.0 };
+        let taking_part = (classes as f64 * share).ceil() as usize;
+        let products = Products::measure(arguments, taking_part, &device)?;
+        let flops = 2.0 * arguments.batch as f64 * arguments.dim as f64 * taking_part as f64;
+        for (name, seconds) in
+            [("x W^T", products.cosines), ("F W", products.of_embeddings), ("F^T x", products.of_prototypes)]
+        {
+            println!("{classes:<10} {name:<13}  {:>9.1}  {:>7.1}", seconds * 1e3, flops / seconds / 1e9);
+        }
         for form in [HeadForm::Materialized, HeadForm::Tiled] {
             if form == HeadForm::Materialized && arguments.sample_rate < 1.0 {
                 continue;
@@ -88,12 +95,13 @@ fn run(arguments: &Arguments) -> epl::Result<()> {
                     let seconds = head.seconds(arguments.repeats)?;
                     let plan = head.session.plan();
                     let speed = plan.cost(head.session.graph()).flops / seconds;
+                    let branches = if arguments.no_epl { 1 } else { 2 };
                     println!(
-                        "{classes:<10} {:<13}  {:>9.1}  {:>7.1}  {:>9.0}%  {:>8.1}  {:>10.1}",
+                        "{classes:<10} {:<13}  {:>9.1}  {:>7.1}  {:>10.0}%  {:>8.1}  {:>10.1}",
                         format!("{form:?}").to_lowercase(),
                         seconds * 1e3,
                         speed / 1e9,
-                        100.0 * speed / product.1,
+                        100.0 * products.of_step(form, branches) / seconds,
                         plan.memory.total() as f64 / f64::from(1 << 20),
                         plan.memory.persistent.values().sum::<u64>() as f64 / f64::from(1 << 20),
                     );
@@ -155,22 +163,46 @@ fn median(
     Ok(seconds.get(seconds.len() / 2).copied().unwrap_or(f64::NAN))
 }
 
-/// Seconds and FLOP/s of the product of the embeddings and the prototypes, by the same kernels; of as many classes as one
-/// binding holds.
-fn product_speed(arguments: &Arguments, classes: usize, device: &Arc<Device>) -> Result<(f64, f64)> {
-    let most = device.caps().max_binding_bytes as usize / 4 / arguments.dim.max(arguments.batch);
-    let (rows, dim) = (classes.min(most), arguments.dim);
-    let mut graph = Graph::new();
-    let x = graph.persistent("x", TensorDesc::f32([arguments.batch, dim]), "product")?;
-    let w = graph.persistent("w", TensorDesc::f32([rows, dim]), "product")?;
-    let y = matmul(&mut graph, x, w, None, MatMul { transpose_b: true, ..MatMul::default() })?;
-    graph.keep(y);
-    let store = Store::new(device);
-    let mut session = Session::new(&graph, &store, SessionOptions::default())?;
-    fill(&store, "x", arguments.batch * dim, 1)?;
-    fill(&store, "w", rows * dim, 2)?;
-    let seconds = median(&mut session, arguments.repeats, |_| Ok(()))?;
-    Ok((seconds, session.plan().cost(&graph).flops / seconds))
+/// Seconds of the three products that a head is made of, each alone and at its own shape: embeddings times prototypes,
+/// factors times prototypes, factors times embeddings.
+struct Products {
+    cosines: f64,
+    of_embeddings: f64,
+    of_prototypes: f64,
+}
+
+impl Products {
+    /// Measured with the tables that one binding holds, and scaled to `classes`.
+    fn measure(arguments: &Arguments, classes: usize, device: &Arc<Device>) -> Result<Self> {
+        let most = device.caps().max_binding_bytes as usize / 4 / arguments.dim.max(arguments.batch);
+        let (rows, batch, dim) = (classes.min(most), arguments.batch, arguments.dim);
+        let plain = MatMul::default();
+        let cosines = MatMul { transpose_b: true, ..plain };
+        let of_prototypes = MatMul { transpose_a: true, ..plain };
+        let seconds = |a: [usize; 2], b: [usize; 2], product: MatMul| -> Result<f64> {
+            let mut graph = Graph::new();
+            let x = graph.persistent("a", TensorDesc::f32(a), "product")?;
+            let y = graph.persistent("b", TensorDesc::f32(b), "product")?;
+            let product = matmul(&mut graph, x, y, None, product)?;
+            graph.keep(product);
+            let store = Store::new(device);
+            let mut session = Session::new(&graph, &store, SessionOptions::default())?;
+            fill(&store, "a", a[0] * a[1], 1)?;
+            fill(&store, "b", b[0] * b[1], 2)?;
+            Ok(median(&mut session, arguments.repeats, |_| Ok(()))? * classes as f64 / rows as f64)
+        };
+        Ok(Self {
+            cosines: seconds([batch, dim], [rows, dim], cosines)?,
+            of_embeddings: seconds([batch, rows], [rows, dim], plain)?,
+            of_prototypes: seconds([batch, rows], [batch, dim], of_prototypes)?,
+        })
+    }
+
+    /// Seconds of all products of a step: the tiled form makes the cosines of the trained prototypes twice.
+    fn of_step(&self, form: HeadForm, branches: usize) -> f64 {
+        let again = if form == HeadForm::Tiled { self.cosines } else { 0.0 };
+        branches as f64 * (self.cosines + self.of_embeddings) + self.of_prototypes + again
+    }
 }
 
 /// A head alone, with its gradients and the step of its prototypes.

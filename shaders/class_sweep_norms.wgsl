@@ -1,5 +1,5 @@
 // inverse[j] = 1 / max(|w_j|, eps) for the rows w of a tile of prototypes. One workgroup a row.
-// The row is divided by its largest magnitude before it is squared, so that no square overflows or vanishes.
+// Where squares might overflow or vanish, the row is divided by its largest magnitude first.
 
 struct Params {
     rows: u32,
@@ -16,6 +16,9 @@ override WORKGROUP: u32 = 64u;
 
 // The smallest normal number: its reciprocal is finite.
 const TINY: f32 = 1.1754944e-38;
+// Sums of squares within which no square that matters has overflowed or vanished.
+const LOW: f32 = 0x1p-60;
+const HIGH: f32 = 0x1p100;
 
 var<workgroup> cells: array<f32, WORKGROUP>;
 
@@ -53,19 +56,28 @@ fn main(
     }
     let first = row * params.dim;
     let last = first + params.dim;
-    var largest = vec4(0.0);
-    for (var i = first + local.x; i < last; i += WORKGROUP) {
-        largest = max(largest, abs(prototypes[i]));
-    }
-    let most = max(max(largest.x, largest.y), max(largest.z, largest.w));
-    let unit = 1.0 / max(workgroup_max(local.x, most), TINY);
     var squares = 0.0;
     for (var i = first + local.x; i < last; i += WORKGROUP) {
-        let v = prototypes[i] * unit;
-        squares += dot(v, v);
+        squares += dot(prototypes[i], prototypes[i]);
+    }
+    var unit = 1.0;
+    var total = workgroup_sum(local.x, squares);
+    if !(total > LOW && total < HIGH) {
+        var largest = vec4(0.0);
+        for (var i = first + local.x; i < last; i += WORKGROUP) {
+            largest = max(largest, abs(prototypes[i]));
+        }
+        let most = max(max(largest.x, largest.y), max(largest.z, largest.w));
+        unit = 1.0 / max(workgroup_max(local.x, most), TINY);
+        squares = 0.0;
+        for (var i = first + local.x; i < last; i += WORKGROUP) {
+            let v = prototypes[i] * unit;
+            squares += dot(v, v);
+        }
+        total = workgroup_sum(local.x, squares);
     }
     // In units of the largest magnitude. With eps at most 1, its product with `unit` does not overflow.
-    let norm = sqrt(workgroup_sum(local.x, squares));
+    let norm = sqrt(total);
     if local.x == 0u {
         inverse[row] = select(1.0 / params.eps, unit / norm, norm > params.eps * unit);
     }

@@ -39,6 +39,9 @@ override WORKGROUP: u32 = 64u;
 
 // The smallest normal number: its reciprocal is finite.
 const TINY: f32 = 1.1754944e-38;
+// Sums of squares within which no square that matters has overflowed or vanished.
+const LOW: f32 = 0x1p-60;
+const HIGH: f32 = 0x1p100;
 const LARGE: f32 = 0x1p32;
 const DOWN: f32 = 0x1p-64;
 
@@ -94,19 +97,29 @@ fn main(
         }
         let base = within * params.dim;
         let source = row * params.dim;
-        var largest = vec4(0.0);
-        for (var d = lane; d < params.dim; d += WORKGROUP) {
-            largest = max(largest, abs(weight[base + d]));
-        }
-        let most = max(max(largest.x, largest.y), max(largest.z, largest.w));
-        let unit = 1.0 / max(workgroup_max(lane, most), TINY);
-        // |w|^2 and w . g, in units of the largest magnitude.
+        // |w|^2 and w . g.
         var products = vec2(0.0);
         for (var d = lane; d < params.dim; d += WORKGROUP) {
-            let w = weight[base + d] * unit;
+            let w = weight[base + d];
             products += vec2(dot(w, w), dot(w, grad[source + d]));
         }
         products = workgroup_sum(lane, products);
+        var unit = 1.0;
+        if !(products.x > LOW && products.x < HIGH) {
+            // Squares may have overflowed or vanished: once more, in units of the largest magnitude.
+            var largest = vec4(0.0);
+            for (var d = lane; d < params.dim; d += WORKGROUP) {
+                largest = max(largest, abs(weight[base + d]));
+            }
+            let most = max(max(largest.x, largest.y), max(largest.z, largest.w));
+            unit = 1.0 / max(workgroup_max(lane, most), TINY);
+            products = vec2(0.0);
+            for (var d = lane; d < params.dim; d += WORKGROUP) {
+                let w = weight[base + d] * unit;
+                products += vec2(dot(w, w), dot(w, grad[source + d]));
+            }
+            products = workgroup_sum(lane, products);
+        }
         let norm = sqrt(products.x);
         let normal = norm > params.eps * unit;
         let along = products.y / norm;

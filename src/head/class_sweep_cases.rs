@@ -44,8 +44,11 @@ pub(super) fn cases() -> Vec<Case> {
     zeros.inputs[0] = constant([65, 4], 0.0);
     let mut huge = case("huge prototypes", margin(subtract, 64.0, 0.0), [3, 65, 4]);
     huge.inputs[0] = normal([65, 4], 1e30, 1);
+    let mut tiny = case("tiny prototypes", margin(subtract, 64.0, 0.0), [3, 65, 4]);
+    tiny.inputs[0] = normal([65, 4], 1e-10, 1);
     cases.extend([
         edges,
+        tiny,
         foreign,
         zeros,
         huge,

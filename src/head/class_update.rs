@@ -558,6 +558,14 @@ fn both(wrap: impl Fn(ClassUpdate) -> Arc<dyn Op>) -> Vec<Case> {
     if let Some(weight) = zeros.inputs.first_mut() {
         *weight = constant([65, 4], 0.0);
     }
+    let mut huge = case("huge prototypes", update(SOFTMAX), [3, 65, 4], None);
+    let mut tiny = case("tiny prototypes", update(SOFTMAX), [3, 65, 4], None);
+    // Beyond what is squared as it stands; the gradient of a huge prototype is as small, and so is its norm.
+    for (case, deviation) in [(&mut huge, 1e16), (&mut tiny, 1e-11)] {
+        if let Some(weight) = case.inputs.first_mut() {
+            *weight = normal([65, 4], deviation, 1);
+        }
+    }
     let mut foreign = case("labels that are no class", update(UNIFACE), [4, 70, 4], None);
     if let Some(labels) = foreign.inputs.get_mut(LABELS) {
         *labels = words(&[70, 0, u32::MAX, 69]);
@@ -571,6 +579,8 @@ fn both(wrap: impl Fn(ClassUpdate) -> Arc<dyn Op>) -> Vec<Case> {
         case("sampled", sampled(SOFTMAX), [7, 301, 12], Some(&every_third)),
         case("sampled, UniFace", sampled(UNIFACE), [7, 301, 12], Some(&every_third)),
         zeros,
+        huge,
+        tiny,
         foreign,
     ]
 }

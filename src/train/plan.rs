@@ -61,7 +61,7 @@ fn plan_form(config: &Config, classes: usize, caps: &Caps, batch: usize, form: H
 /// precision without matrix units (60 TFLOP/s and 3 TB/s, or 10 TFLOP/s and 0.4 TB/s). Of a CPU adapter: as measured on
 /// llvmpipe, see docs/performance.md.
 fn balance(caps: &Caps) -> f64 {
-    if caps.cpu { 4.0 } else { 20.0 }
+    if caps.cpu { 10.0 } else { 20.0 }
 }
 
 /// Plans a step with a batch of `batch`. Where the form of the head is open: of those that fit the adapter and
