@@ -7,6 +7,7 @@ mod build;
 pub mod class_sweep;
 mod class_sweep_cases;
 pub mod class_update;
+mod class_update_cases;
 pub mod epl_update;
 pub mod margin_loss;
 mod rows;
