@@ -84,6 +84,9 @@ impl Display for Planned {
         let mut line = |key: &str, value: String| writeln!(f, "{key:<22}{value}");
         line("device", self.device.clone().unwrap_or_else(|| "none".to_owned()))?;
         line("identities", self.classes.to_string())?;
+        if plan.classes_per_step < self.classes {
+            line("  of them a step", plan.classes_per_step.to_string())?;
+        }
         line("parameters", format!("{:.2} M", plan.parameters as f64 / 1e6))?;
         line("batch", self.batch.to_string())?;
         let form = match plan.head_form {

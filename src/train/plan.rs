@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::head::HeadForm;
+use crate::head::sampling::ClassSampler;
 use crate::train::step::{StepOptions, record_step};
 use crate::train::trainer::{spec_of, step_options};
 use crate::{Error, Result};
@@ -19,6 +20,8 @@ pub struct RunPlan {
     pub parameters: usize,
     /// The form of the head, as configured or chosen.
     pub head_form: HeadForm,
+    /// Identities that take part in a step: all, unless they are sampled.
+    pub classes_per_step: usize,
     /// Floating-point operations of a training step.
     pub flops_per_step: f64,
     /// Peak bytes of GPU memory.
@@ -150,6 +153,8 @@ pub fn plan(config: &Config, classes: usize, caps: &Caps, memory: Option<u64>) -
     Ok(RunPlan {
         parameters,
         head_form: form,
+        classes_per_step: ClassSampler::new(classes, batch, config.head.sample_rate, config.train.seed)
+            .map_or(classes, |sampler| sampler.count()),
         flops_per_step: cost.flops,
         peak_bytes: plan.memory.total(),
         bytes,

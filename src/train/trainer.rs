@@ -179,8 +179,12 @@ impl Trainer {
     /// A line about model, data and device.
     fn summary(&self) -> String {
         let network = &self.model.spec.network;
+        let sampled = match &self.sampler {
+            Some(sampler) => format!(" ({} a step)", sampler.count()),
+            None => String::new(),
+        };
         format!(
-            "{} {}x{} width {} blocks {:?}, {:.2} M parameters; {} images of {} identities; {} ({})",
+            "{} {}x{} width {} blocks {:?}, {:.2} M parameters; {} images of {} identities{sampled}; {} ({})",
             self.config.model.arch,
             network.input[0],
             network.input[1],
