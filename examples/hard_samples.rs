@@ -21,7 +21,7 @@ use epl::config::{Config, EplSettings, EplUpdate, HeadKind, HeadSettings, Schedu
 use epl::data::synth::{SynthConfig, SynthSample, draw_all};
 use epl::data::{Image, InMemory};
 use epl::eval::embedder::Embedder;
-use epl::eval::pairs::PairSet;
+use epl::eval::pairs::{PairSet, balanced_pairs};
 use epl::eval::{Directions, Paired, Spread, VerificationReport};
 use epl::interchange::safetensors::{probe, write_atomically};
 use epl::model::{HEAD_QUEUE, HEAD_WEIGHT};
@@ -217,25 +217,12 @@ impl Faces {
     }
 
     fn verification(&self) -> Result<Vec<PairSet>> {
-        let (pairs, issame): (Vec<_>, Vec<_>) = pairs_of(UNSEEN.0 as usize, UNSEEN.1 as usize).unzip();
+        let (pairs, issame) = balanced_pairs(UNSEEN.0 as usize, UNSEEN.1 as usize);
         let set = |(name, images): &(&str, Vec<Image>)| {
             PairSet::from_indices(*name, images.clone(), pairs.clone(), issame.clone())
         };
         self.unseen.iter().map(set).collect()
     }
-}
-
-/// Pairs of image indices (identity-major) and whether they match: every two pictures of a person, and for each such pair
-/// one of its pictures with that of another person.
-fn pairs_of(people: usize, images: usize) -> impl Iterator<Item = ([usize; 2], bool)> {
-    (0..people).flat_map(move |person| {
-        let two = (0..images).flat_map(move |a| (a + 1..images).map(move |b| (a, b)));
-        two.enumerate().flat_map(move |(turn, (a, b))| {
-            let other = (person + 1 + turn % (people - 1)) % people;
-            let first = person * images + a;
-            [([first, person * images + b], true), ([first, other * images + b], false)]
-        })
-    })
 }
 
 /// A training, and what came of it.

@@ -114,6 +114,27 @@ impl PairSet {
     }
 }
 
+/// Pairs of the images of `people`, `each` of everybody, numbered person by person: any two images of one person, and for
+/// every such pair its first image with one of somebody else, all others taken in turn. With the pairs, whether each is of
+/// one person. The pairs of a person stand together, so that the protocol's folds have hardly anybody in common.
+pub fn balanced_pairs(people: usize, each: usize) -> (Vec<[usize; 2]>, Vec<bool>) {
+    let (mut pairs, mut issame) = (Vec::new(), Vec::new());
+    for person in 0..people {
+        let two = (0..each).flat_map(|a| (a + 1..each).map(move |b| (a, b)));
+        for (turn, (a, b)) in two.enumerate() {
+            let first = person * each + a;
+            pairs.push([first, person * each + b]);
+            issame.push(true);
+            if people > 1 {
+                let other = (person + 1 + turn % (people - 1)) % people;
+                pairs.push([first, other * each + b]);
+                issame.push(false);
+            }
+        }
+    }
+    (pairs, issame)
+}
+
 /// The rows of `embeddings` `[N, dimension]` that `pairs` name, one after the other: `[2 pairs, dimension]`.
 fn rows_of(embeddings: &[f32], dimension: usize, pairs: &[[usize; 2]]) -> Vec<f32> {
     let row = |&index: &usize| &embeddings[index * dimension..][..dimension];
@@ -135,6 +156,34 @@ mod tests {
         assert!(make(&[[0, 1], [0, 3]], &[true, false]).err().unwrap().to_string().contains("image 3"));
         assert!(make(&[[0, 1]], &[true, false]).is_err());
         assert_eq!(PairSet::from_images("y", images.clone(), vec![true; 2]).images(), 4);
+    }
+
+    #[test]
+    fn balanced_pairs_are_every_matching_one_and_as_many_others() {
+        let (people, each) = (5, 4);
+        let (pairs, issame) = balanced_pairs(people, each);
+        assert_eq!((pairs.len(), issame.len()), (2 * 5 * 6, 2 * 5 * 6));
+        for (pair, same) in pairs.iter().zip(&issame) {
+            assert!(pair.iter().all(|&index| index < people * each), "{pair:?}");
+            assert_eq!(pair[0] / each == pair[1] / each, *same, "{pair:?}");
+            assert_ne!(pair[0], pair[1]);
+        }
+        let mut matching: Vec<_> =
+            pairs.iter().zip(&issame).filter(|pair| *pair.1).map(|pair| *pair.0).collect();
+        matching.sort_unstable();
+        matching.dedup();
+        assert_eq!(matching.len(), 5 * 6, "every two images of a person, once");
+        // Six pairs a person go round the four others.
+        let met = |person: usize| {
+            let mut others: Vec<_> =
+                pairs.iter().filter(|pair| pair[0] / each == person).map(|pair| pair[1] / each).collect();
+            others.sort_unstable();
+            others.dedup();
+            others.len()
+        };
+        assert!((0..people).all(|person| met(person) == people));
+        assert_eq!(balanced_pairs(1, 3), (vec![[0, 1], [0, 2], [1, 2]], vec![true; 3]));
+        assert_eq!(balanced_pairs(3, 1), (vec![], vec![]));
     }
 
     #[test]

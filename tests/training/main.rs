@@ -6,6 +6,7 @@
 mod refused;
 mod run;
 mod step;
+mod verification;
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
