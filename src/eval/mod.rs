@@ -1,8 +1,12 @@
-//! Evaluation protocols of the field, on embeddings that are already computed.
+//! Evaluation protocols of the field, on embeddings that are already computed, and what compares runs.
 
+pub mod directions;
 pub mod embedder;
 pub mod noise;
 pub mod pairs;
+pub mod spread;
 pub mod verify;
 
+pub use directions::Directions;
+pub use spread::{Paired, Spread};
 pub use verify::{VerificationReport, verify};

@@ -7,6 +7,7 @@ mod noise;
 mod refused;
 mod run;
 mod step;
+mod verification;
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
