@@ -1,5 +1,6 @@
 //! A model on a device: network and head, their parameters in a store, and their way to and from state dicts.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use epl_runtime::{Device, Graph, Session, SessionOptions, Store, TensorDesc, TensorId};
@@ -171,8 +172,8 @@ pub struct Tables {
     pub queue: Option<TensorId>,
 }
 
-/// Initial values that are made and handed to the device at once: the host never holds a whole table.
-const INITIAL_CHUNK: usize = 4 << 20;
+/// Elements of a table that are on their way between host and device at once: the host never holds all of it.
+const CHUNK: usize = 4 << 20;
 
 /// A model with its parameters on a device.
 pub struct Model {
@@ -198,7 +199,7 @@ impl Model {
         initialize(&model.spec.parameters, &model.store, seed)?;
         for (name, desc, deviation) in model.spec.tables() {
             let mut offset = 0;
-            for values in normal(name, desc.shape.elements(), deviation, seed)?.chunks(INITIAL_CHUNK) {
+            for values in normal(name, desc.shape.elements(), deviation, seed)?.chunks(CHUNK) {
                 model.store.write_range(name, offset, bytemuck::cast_slice(&values))?;
                 offset += 4 * values.len() as u64;
             }
@@ -262,8 +263,38 @@ impl Model {
         Ok(left)
     }
 
+    /// Writes all parameters to `path`, as [`Self::state_dict`] has them, without ever holding a whole table.
+    ///
+    /// # Errors
+    /// Where the file cannot be written, or the device was lost.
+    pub fn save(&self, path: &Path, step: u64) -> Result<()> {
+        let tables = self.spec.tables();
+        let shapes: Vec<_> =
+            tables.iter().map(|(name, desc, _)| (*name, desc.shape.dims().to_vec())).collect();
+        self.state_dict_without_tables(step)?.write_with(path, &shapes, |name, sink| {
+            let elements = tables
+                .iter()
+                .find(|(table, ..)| *table == name)
+                .map_or(0, |(_, desc, _)| desc.shape.elements());
+            for start in (0..elements).step_by(CHUNK) {
+                let part = TensorDesc::f32([CHUNK.min(elements - start)]);
+                let values = self.store.read_range(name, 4 * start as u64, &part)?;
+                sink.write(values.bytes())?;
+            }
+            Ok(())
+        })
+    }
+
     /// All parameters as a state dict, with `num_batches_tracked` as PyTorch has it, after `step` steps.
     pub fn state_dict(&self, step: u64) -> Result<StateDict> {
+        let mut dict = self.state_dict_without_tables(step)?;
+        for (name, desc, _) in self.spec.tables() {
+            dict.insert(name, desc.shape.dims(), self.store.read(name)?.into_f32()?);
+        }
+        Ok(dict)
+    }
+
+    fn state_dict_without_tables(&self, step: u64) -> Result<StateDict> {
         let mut dict = StateDict::default();
         for entry in self.spec.parameters.entries() {
             let name = &entry.spec.name;
@@ -274,9 +305,6 @@ impl Model {
                 dict.tensors
                     .insert(format!("{layer}num_batches_tracked"), (vec![], Value::I64(vec![tracked])));
             }
-        }
-        for (name, desc, _) in self.spec.tables() {
-            dict.insert(name, desc.shape.dims(), self.store.read(name)?.into_f32()?);
         }
         dict.metadata.extend(self.spec.metadata(step));
         Ok(dict)

@@ -149,8 +149,8 @@ struct Recorded {
 /// How the classes are walked: all at once, or in tiles of so many.
 type Form = Option<usize>;
 
-/// The classes of the files, 20, at once, in one tile, in several of which the last is shorter, and one or two at a time.
-const FORMS: [Form; 4] = [None, Some(64), Some(6), Some(1)];
+/// The classes of the files, 20, at once, in one tile, in several of which the last is shorter, and two at a time.
+const FORMS: [Form; 4] = [None, Some(64), Some(6), Some(2)];
 
 fn record(golden: &Golden, form: Form) -> Recorded {
     let mut graph = Graph::new();

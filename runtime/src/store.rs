@@ -1,7 +1,7 @@
 //! Persistent tensors: weights, optimiser state, running statistics. They outlive plans and are shared by them.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::device::Device;
@@ -36,6 +36,8 @@ pub struct Store {
     device: Arc<Device>,
     tensors: Mutex<BTreeMap<String, Stored>>,
     writes: AtomicU32,
+    /// Bytes that were staged since the last wait.
+    staged: AtomicU64,
 }
 
 /// Writes that may be pending before they are handed to the queue: more than about 64 were seen to corrupt early ones,
@@ -45,7 +47,12 @@ const PENDING_WRITES: u32 = 32;
 impl Store {
     /// An empty store.
     pub fn new(device: &Arc<Device>) -> Self {
-        Self { device: device.clone(), tensors: Mutex::default(), writes: AtomicU32::new(0) }
+        Self {
+            device: device.clone(),
+            tensors: Mutex::default(),
+            writes: AtomicU32::new(0),
+            staged: AtomicU64::new(0),
+        }
     }
 
     /// The device that the tensors live on.
@@ -105,8 +112,14 @@ impl Store {
             let from = (first - offset) as usize;
             let part = bytes.get(from..from + length as usize).unwrap_or(&[]);
             self.device.queue.write_buffer(&shard.buffer, first - shard.offset, part);
-            let writes = self.writes.fetch_add(1, Ordering::Relaxed);
-            if length == TRANSFER || writes % PENDING_WRITES == PENDING_WRITES - 1 {
+            let writes = self.writes.fetch_add(1, Ordering::Relaxed) + 1;
+            let staged = self.staged.fetch_add(length, Ordering::Relaxed) + length;
+            if staged >= TRANSFER {
+                // Staging memory is free again when what it was for is done.
+                self.device.queue.submit([]);
+                self.staged.store(0, Ordering::Relaxed);
+                self.device.wait(None)?;
+            } else if writes.is_multiple_of(PENDING_WRITES) {
                 // A submission without commands carries the pending writes.
                 self.device.queue.submit([]);
             }

@@ -94,6 +94,9 @@ impl Display for Planned {
             HeadForm::Materialized | HeadForm::Auto => "materialized: all classes at once",
         };
         line("head", form.to_owned())?;
+        if plan.head_form_to_be_set {
+            line("", "(for this memory; a run does not know it, so set head.form = \"tiled\")".to_owned())?;
+        }
         line("FLOPs a step", format!("{:.1} G", plan.flops_per_step / 1e9))?;
         line("launches a step", plan.dispatches.to_string())?;
         line("GPU memory", bytes(plan.peak_bytes))?;

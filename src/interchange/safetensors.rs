@@ -1,6 +1,7 @@
 //! State dicts as safetensors files: the names and layouts of the PyTorch state dict.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::TensorView;
@@ -67,51 +68,120 @@ impl StateDict {
     /// Writes a safetensors file: aside, synced, then renamed, so that it is never half there. The same state dict
     /// gives the same bytes.
     pub fn write(&self, path: &Path) -> Result<()> {
-        let encoded: Vec<(&String, Dtype, &Vec<usize>, Vec<u8>)> = self
-            .tensors
-            .iter()
-            .map(|(name, (shape, value))| match value {
-                Value::F32(values) => (name, Dtype::F32, shape, little_endian(values, f32::to_le_bytes)),
-                Value::I64(values) => (name, Dtype::I64, shape, little_endian(values, i64::to_le_bytes)),
-            })
-            .collect();
-        let refused = |error: safetensors::SafeTensorError| {
-            let hint = "this is a fault of the program; please report it";
-            Error::data(path.display().to_string(), error.to_string(), "tensors of their shapes", hint)
+        self.write_with(path, &[], |_, _| Ok(()))
+    }
+
+    /// The same with `more` f32 tensors, whose values `values` hands to the file piece by piece, little-endian, when it is their
+    /// turn: so a tensor of gigabytes is never whole in memory. A tensor of the dict that has the name of one of these is
+    /// left out.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming `path`, those of `values`, and where it gives more or less than the tensor has.
+    pub fn write_with(
+        &self,
+        path: &Path,
+        more: &[(&str, Vec<usize>)],
+        mut values: impl FnMut(&str, &mut Sink<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let own = self.tensors.iter().filter(|(name, _)| !more.iter().any(|(other, _)| other == name));
+        let own = own.map(|(name, (shape, value))| (name.as_str(), shape, Some(value)));
+        let mut all: Vec<_> =
+            own.chain(more.iter().map(|(name, shape)| (*name, shape, None::<&Value>))).collect();
+        let dtype = |value: Option<&Value>| match value {
+            Some(Value::I64(_)) => Dtype::I64,
+            Some(Value::F32(_)) | None => Dtype::F32,
         };
-        let views = encoded
-            .iter()
-            .map(|(name, dtype, shape, bytes)| {
-                Ok((name.as_str(), TensorView::new(*dtype, (*shape).clone(), bytes).map_err(refused)?))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let metadata: HashMap<String, String> = self.metadata.clone().into_iter().collect();
-        let metadata = (!metadata.is_empty()).then_some(metadata);
-        let bytes = safetensors::serialize(views, metadata).map_err(refused)?;
-        write_atomically(path, &sorted_header(bytes))
+        // Wide elements first, so that each is aligned.
+        all.sort_by_key(|&(name, _, value)| (dtype(value) != Dtype::I64, name));
+
+        // serde_json's map is sorted by key: the same weights are the same file, bit for bit.
+        let mut header = serde_json::Map::new();
+        if !self.metadata.is_empty() {
+            header.insert("__metadata__".into(), serde_json::json!(self.metadata));
+        }
+        let mut end = 0u64;
+        let mut sizes = Vec::with_capacity(all.len());
+        for &(name, shape, value) in &all {
+            let width = if dtype(value) == Dtype::I64 { 8 } else { 4 };
+            let bytes = shape.iter().product::<usize>() as u64 * width;
+            let kind = if width == 8 { "I64" } else { "F32" };
+            let offsets = [end, end + bytes];
+            header.insert(
+                name.into(),
+                serde_json::json!({ "dtype": kind, "shape": shape, "data_offsets": offsets }),
+            );
+            end += bytes;
+            sizes.push(bytes);
+        }
+        let mut text = serde_json::Value::Object(header).to_string().into_bytes();
+        text.resize(text.len().next_multiple_of(8), b' ');
+
+        let aside = aside(path);
+        let file = std::fs::File::create(&aside).map_err(|source| Error::io(path, source))?;
+        let mut sink = Sink { path, file: std::io::BufWriter::new(file), written: 0 };
+        sink.write(&(text.len() as u64).to_le_bytes())?;
+        sink.write(&text)?;
+        for (&(name, _, value), bytes) in all.iter().zip(sizes) {
+            let before = sink.written;
+            match value {
+                Some(Value::F32(values)) => sink.write_all_of(values, f32::to_le_bytes)?,
+                Some(Value::I64(values)) => sink.write_all_of(values, i64::to_le_bytes)?,
+                None => values(name, &mut sink)?,
+            }
+            if sink.written - before != bytes {
+                return Err(Error::data(
+                    format!("{}: tensor {name}", path.display()),
+                    format!("{} bytes", sink.written - before),
+                    format!("{bytes}"),
+                    "this is a fault of the program; please report it",
+                ));
+            }
+        }
+        sink.finish(&aside)
     }
 }
 
-/// safetensors writes metadata in hash order; sorting it makes the same weights the same file, bit for bit.
-fn sorted_header(bytes: Vec<u8>) -> Vec<u8> {
-    let Some((length, rest)) = bytes.split_first_chunk::<8>() else { return bytes };
-    let size = u64::from_le_bytes(*length) as usize;
-    let Some((header, data)) = rest.split_at_checked(size) else { return bytes };
-    // serde_json's map is sorted by key; offsets are values and keep their meaning.
-    let Ok(value) = serde_json::from_slice::<serde_json::Value>(header) else { return bytes };
-    let mut text = value.to_string().into_bytes();
-    text.resize(text.len().next_multiple_of(8), b' ');
-    let mut out = (text.len() as u64).to_le_bytes().to_vec();
-    out.extend_from_slice(&text);
-    out.extend_from_slice(data);
-    out
+/// A file that is being written.
+pub struct Sink<'a> {
+    path: &'a Path,
+    file: std::io::BufWriter<std::fs::File>,
+    written: u64,
+}
+
+impl Sink<'_> {
+    /// Appends bytes.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the file.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(|source| Error::io(self.path, source))?;
+        self.written += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn write_all_of<T: Copy, const N: usize>(
+        &mut self,
+        values: &[T],
+        encode: impl Fn(T) -> [u8; N],
+    ) -> Result<()> {
+        values.iter().try_for_each(|&value| self.write(&encode(value)))
+    }
+
+    /// Makes what was written durable, and gives it the name of the file.
+    fn finish(self, aside: &Path) -> Result<()> {
+        let done = || -> std::io::Result<()> {
+            let file = self.file.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+            file.sync_all()?;
+            std::fs::rename(aside, self.path)
+        };
+        done().map_err(|source| Error::io(self.path, source))
+    }
 }
 
 /// Writes `bytes` to `path` so that a reader finds the old file or the new one, whatever happens in between.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let aside = aside(path);
     let write = || -> std::io::Result<()> {
-        use std::io::Write;
         let mut file = std::fs::File::create(&aside)?;
         file.write_all(bytes)?;
         file.sync_all()?;
@@ -143,10 +213,6 @@ pub fn probe(path: &Path) -> Result<()> {
 /// The file that becomes `path` once it is whole.
 fn aside(path: &Path) -> PathBuf {
     path.with_extension("partial")
-}
-
-fn little_endian<T: Copy, const N: usize>(values: &[T], encode: impl Fn(T) -> [u8; N]) -> Vec<u8> {
-    values.iter().flat_map(|&value| encode(value)).collect()
 }
 
 fn convert(view: &TensorView<'_>) -> Option<Value> {

@@ -20,6 +20,8 @@ pub struct RunPlan {
     pub parameters: usize,
     /// The form of the head, as configured or chosen.
     pub head_form: HeadForm,
+    /// Whether that form was chosen for the memory that was given. A run does not know it: `head.form` has to be set.
+    pub head_form_to_be_set: bool,
     /// Identities that take part in a step: all, unless they are sampled.
     pub classes_per_step: usize,
     /// Floating-point operations of a training step.
@@ -64,7 +66,7 @@ fn plan_form(config: &Config, classes: usize, caps: &Caps, batch: usize, form: H
 /// precision without matrix units (60 TFLOP/s and 3 TB/s, or 10 TFLOP/s and 0.4 TB/s). Of a CPU adapter: as measured on
 /// llvmpipe, see docs/performance.md.
 fn balance(caps: &Caps) -> f64 {
-    if caps.cpu { 10.0 } else { 20.0 }
+    if caps.cpu { 13.0 } else { 20.0 }
 }
 
 /// Plans a step with a batch of `batch`. Where the form of the head is open: of those that fit the adapter and
@@ -102,13 +104,35 @@ fn plan_batch(
 /// The configuration with the form of the head decided, for a run on an adapter with `caps`.
 ///
 /// # Errors
-/// Where no form fits the adapter's limits, or the network is impossible.
+/// Where no form fits the adapter's limits: what [`plan`] says then. Where the network is impossible.
 pub fn resolve_form(config: &Config, classes: usize, caps: &Caps) -> Result<Config> {
+    let form = match plan_batch(config, classes, caps, config.train.batch_size, None) {
+        Ok(planned) => planned.form,
+        Err(error) => return Err(plan(config, classes, caps, None).err().unwrap_or(error)),
+    };
     let mut resolved = config.clone();
-    if config.head.form == HeadForm::Auto {
-        resolved.head.form = plan_batch(config, classes, caps, config.train.batch_size, None)?.form;
-    }
+    resolved.head.form = form;
     Ok(resolved)
+}
+
+/// What makes a step fit that is over the adapter's limits: the tiled form where that is it, or a smaller batch.
+fn remedy(config: &Config, classes: usize, caps: &Caps, fits: impl Fn(usize) -> bool) -> String {
+    let mut tiled = config.clone();
+    tiled.head.form = HeadForm::Tiled;
+    tiled.model.embedding = config.model.embedding.next_multiple_of(4);
+    if tiled != *config && plan_batch(&tiled, classes, caps, config.train.batch_size, None).is_ok() {
+        return match tiled.model.embedding {
+            length if length == config.model.embedding => "set head.form = \"tiled\"".to_string(),
+            length => format!(
+                "set head.form = \"tiled\" and model.embedding = {length}: tables of this size can only be walked in \
+                 tiles, whose kernels take four elements at a time"
+            ),
+        };
+    }
+    match largest(fits) {
+        0 => "no batch fits this adapter: use a narrower network or smaller images".to_string(),
+        most => format!("the largest batch that fits this adapter is {most}; set train.batch_size"),
+    }
 }
 
 /// Plans the run that `config` describes for `classes` identities on an adapter with `caps`. The larger of the two
@@ -123,10 +147,7 @@ pub fn plan(config: &Config, classes: usize, caps: &Caps, memory: Option<u64>) -
     };
     let Planned { plan, cost, parameters, form } = match plan_batch(config, classes, caps, batch, memory) {
         Err(Error::Runtime(epl_runtime::Error::Limit { what, .. })) => {
-            let hint = match largest(fits) {
-                0 => "no batch fits this adapter: use a narrower network or smaller images".to_string(),
-                most => format!("the largest batch that fits this adapter is {most}; set train.batch_size"),
-            };
+            let hint = remedy(config, classes, caps, fits);
             return Err(Error::Runtime(epl_runtime::Error::Limit { what, hint }));
         }
         other => other?,
@@ -153,6 +174,8 @@ pub fn plan(config: &Config, classes: usize, caps: &Caps, memory: Option<u64>) -
     Ok(RunPlan {
         parameters,
         head_form: form,
+        head_form_to_be_set: memory.is_some()
+            && plan_batch(config, classes, caps, batch, None).is_ok_and(|planned| planned.form != form),
         classes_per_step: ClassSampler::new(classes, batch, config.head.sample_rate, config.train.seed)
             .map_or(classes, |sampler| sampler.count()),
         flops_per_step: cost.flops,
@@ -248,7 +271,9 @@ mod tests {
             plan(&config, 10_572, &cpu, None).unwrap().peak_bytes
         };
         assert_eq!(form(&config(2048), 10_572, &cpu, Some(all)), HeadForm::Materialized);
-        assert_eq!(form(&config(2048), 10_572, &cpu, Some(all - 1)), HeadForm::Tiled);
+        let tight = plan(&config(2048), 10_572, &cpu, Some(all - 1)).unwrap();
+        assert_eq!((tight.head_form, tight.head_form_to_be_set), (HeadForm::Tiled, true));
+        assert!(!plan(&config(2048), 10_572, &cpu, Some(all)).unwrap().head_form_to_be_set);
         // It can be told.
         let mut told = config(64);
         told.head.form = HeadForm::Tiled;
@@ -259,6 +284,24 @@ mod tests {
         let mut odd = config(16);
         odd.model.embedding = 510;
         assert_eq!(form(&odd, 10_572, &GPU, None), HeadForm::Materialized);
+    }
+
+    #[test]
+    fn tables_that_no_binding_holds_are_refused_with_the_remedy() {
+        let hint = |change: fn(&mut Config)| {
+            let mut config = config(64);
+            change(&mut config);
+            let planned = plan(&config, 617_970, &Caps::WEBGPU, None).unwrap_err();
+            let resolved = resolve_form(&config, 617_970, &Caps::WEBGPU).unwrap_err();
+            assert_eq!(planned.hint(), resolved.hint());
+            planned.hint().unwrap().to_owned()
+        };
+        assert_eq!(hint(|config| config.head.form = HeadForm::Materialized), "set head.form = \"tiled\"");
+        let odd = hint(|config| config.model.embedding = 510);
+        assert!(odd.starts_with("set head.form = \"tiled\" and model.embedding = 512"), "{odd}");
+        // What no form helps against: activations of a batch.
+        let large = hint(|config| (config.model.width, config.train.batch_size) = (64, 4096));
+        assert!(large.starts_with("the largest batch"), "{large}");
     }
 
     #[test]

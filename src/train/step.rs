@@ -67,7 +67,8 @@ pub struct StepResult {
     pub loss: f32,
     /// L2 norm of the whole gradient, before clipping.
     pub grad_norm: f32,
-    /// Gradient elements that are not finite.
+    /// Gradient elements that are not finite; in the tiled form of the head, whose gradient of the class weights is never
+    /// whole, all of that counts as one.
     pub nonfinite: u32,
     /// Cosine of each sample and its class's prototype.
     pub target_cosine: Vec<f32>,

@@ -264,7 +264,7 @@ impl Trainer {
             observer.epoch(epoch, outcome.loss, Some(&prototypes));
             if epoch == self.config.train.epochs || progress.submitted >= total {
                 // Before the last evaluation, so that nothing that happens there loses the run.
-                self.model.state_dict(outcome.steps)?.write(&folder.weights_path())?;
+                self.model.save(&folder.weights_path(), outcome.steps)?;
             }
             outcome.evaluations = self.evaluate(epoch, progress.submitted, folder, observer)?;
         }
