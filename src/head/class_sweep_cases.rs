@@ -40,6 +40,13 @@ pub(super) fn cases() -> Vec<Case> {
     foreign.inputs[2] = words(&[70, 0, u32::MAX, 69]);
     let mut foreign_uniface = case("UniFace, labels that are no class", uniface(64.0, 0.0), [4, 70, 4]);
     foreign_uniface.inputs[2] = words(&[70, 0, u32::MAX, 69]);
+    let mut ends =
+        sampled("sampled, the ends of the list", margin(subtract, 64.0, 0.0), [5, 301, 12], &every_third);
+    ends.inputs[2] = words(&[0, 99, 63, 64, 99]);
+    // Sums long enough to be split, with a workspace that the tiles share.
+    let loss = margin(subtract, 64.0, 0.0);
+    let op = ClassSweep { loss, sampled: false, tile: Some(1024) };
+    let split = Case::new("tiles of split sums", op, inputs(&loss, [4, 2300, 8], None)).relative(EXPONENTS);
     let mut zeros = case("prototypes of nothing but zeros", margin(subtract, 64.0, 0.0), [3, 65, 4]);
     zeros.inputs[0] = constant([65, 4], 0.0);
     let mut huge = case("huge prototypes", margin(subtract, 64.0, 0.0), [3, 65, 4]);
@@ -63,6 +70,8 @@ pub(super) fn cases() -> Vec<Case> {
         case("exactly one tile", margin(subtract, 64.0, 0.0), [17, 64, 12]),
         case("one element", margin(subtract, 64.0, 0.0), [1, 1, 4]),
         sampled("sampled", margin(subtract, 64.0, 0.0), [7, 301, 12], &every_third),
+        split,
+        ends,
         sampled("sampled, UniFace", uniface(64.0, 0.0), [7, 301, 12], &every_third),
         case("UniFace, several tiles", uniface(64.0, 0.0), [13, 203, 20]),
         case("UniFace, adaptive", uniface(64.0, 0.7), [9, 300, 16]),

@@ -192,7 +192,8 @@ pub struct ClassUpdate {
 }
 
 /// The op `class_grad_norm`: the norm that [`ClassUpdate`] would give, and no update. For clipping, which has to know the
-/// norm of the whole gradient before any of it is applied.
+/// norm of the whole gradient before any of it is applied. It shares the kernels of the update, which bind prototypes and
+/// velocity for writing, and writes neither.
 #[derive(Debug, Clone, Copy)]
 pub struct ClassGradNorm(pub ClassUpdate);
 

@@ -51,6 +51,14 @@ fn both(wrap: impl Fn(ClassUpdate) -> Arc<dyn Op>) -> Vec<Case> {
     };
     let every_third: Vec<u32> = (0..100).map(|i| 3 * i + 1).collect();
     let sampled = |loss| ClassUpdate { sampled: true, ..update(loss) };
+    let adaptive = ClassLoss::UniFace(UniFaceLoss { margin: 0.4, scale: 64.0, k: 0.7 });
+    let mut ends = case("sampled, the ends of the list", sampled(SOFTMAX), [5, 301, 12], Some(&every_third));
+    let mut none = case("labels that are no class, softmax", update(SOFTMAX), [4, 70, 4], None);
+    for (case, labels) in [(&mut ends, &[0, 99, 63, 64, 99][..]), (&mut none, &[70, 0, u32::MAX, 69])] {
+        if let Some(input) = case.inputs.get_mut(LABELS) {
+            *input = words(labels);
+        }
+    }
     let mut zeros = case("prototypes of nothing but zeros", update(SOFTMAX), [3, 65, 4], None);
     if let Some(weight) = zeros.inputs.first_mut() {
         *weight = constant([65, 4], 0.0);
@@ -75,6 +83,11 @@ fn both(wrap: impl Fn(ClassUpdate) -> Arc<dyn Op>) -> Vec<Case> {
         case("exactly one tile", update(SOFTMAX), [17, 64, 12], None),
         case("sampled", sampled(SOFTMAX), [7, 301, 12], Some(&every_third)),
         case("sampled, UniFace", sampled(UNIFACE), [7, 301, 12], Some(&every_third)),
+        case("adaptive, UniFace", update(adaptive), [7, 130, 12], None),
+        // Sums long enough to be split, with a workspace that the tiles share.
+        case("tiles of split sums", ClassUpdate { tile: Some(512), ..update(SOFTMAX) }, [600, 1100, 8], None),
+        ends,
+        none,
         zeros,
         huge,
         tiny,
@@ -86,6 +99,12 @@ fn both(wrap: impl Fn(ClassUpdate) -> Arc<dyn Op>) -> Vec<Case> {
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = both(|op| Arc::new(op));
     let mut scaled = Case::new("scaled", update(SOFTMAX), inputs(&SOFTMAX, [5, 130, 8], None)).relative(3e-5);
+    scaled.inputs.push(floats(&[0.25]));
+    cases.push(scaled);
+    let some: Vec<u32> = (0..100).map(|i| 2 * i).collect();
+    let op = ClassUpdate { sampled: true, ..update(SOFTMAX) };
+    let mut scaled =
+        Case::new("scaled and sampled", op, inputs(&SOFTMAX, [5, 230, 8], Some(&some))).relative(3e-5);
     scaled.inputs.push(floats(&[0.25]));
     cases.push(scaled);
     cases.extend([10_572, 85_742].map(|classes| perf(classes, |op| Arc::new(op))));
