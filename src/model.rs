@@ -272,17 +272,31 @@ impl Model {
         let shapes: Vec<_> =
             tables.iter().map(|(name, desc, _)| (*name, desc.shape.dims().to_vec())).collect();
         self.state_dict_without_tables(step)?.write_with(path, &shapes, |name, sink| {
-            let elements = tables
-                .iter()
-                .find(|(table, ..)| *table == name)
-                .map_or(0, |(_, desc, _)| desc.shape.elements());
-            for start in (0..elements).step_by(CHUNK) {
-                let part = TensorDesc::f32([CHUNK.min(elements - start)]);
-                let values = self.store.read_range(name, 4 * start as u64, &part)?;
-                sink.write(values.bytes())?;
-            }
-            Ok(())
+            self.for_each_part(name, |_, values| sink.write(bytemuck::cast_slice(values)))
         })
+    }
+
+    /// Hands the rows of a table (class weights, empirical prototypes) to `each` in order, some thousands at a time, with
+    /// the class of the first: `[n, D]`, row-major. The host never holds the whole table.
+    ///
+    /// # Errors
+    /// Where the model has no such table, the device was lost, or `each` fails.
+    pub fn for_each_part(
+        &self,
+        table: &str,
+        mut each: impl FnMut(usize, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let Some((_, desc, _)) = self.spec.tables().into_iter().find(|(name, ..)| *name == table) else {
+            return Err(Error::usage(format!("the model has no table {table}"), "check its head"));
+        };
+        let (classes, dimension) = (desc.shape.dim(0), desc.shape.dim(1));
+        let rows = (CHUNK / dimension).max(1);
+        for first in (0..classes).step_by(rows) {
+            let part = TensorDesc::f32([rows.min(classes - first), dimension]);
+            let values = self.store.read_range(table, (first * dimension * 4) as u64, &part)?;
+            each(first, values.as_f32()?)?;
+        }
+        Ok(())
     }
 
     /// All parameters as a state dict, with `num_batches_tracked` as PyTorch has it, after `step` steps.

@@ -23,12 +23,14 @@ pub fn face_sheet(model: &Model, dataset: &dyn Dataset, count: usize) -> Result<
     let load = |index: usize| dataset.load(chosen.get(index).copied().unwrap_or(0));
     let embeddings = embedder.embed(count, &load, true, &mut |_| {})?;
     let dimension = embedder.dimension();
-    let weights = model.store.read(HEAD_WEIGHT)?;
-    let weights = weights.as_f32()?;
-    let ranked: Vec<Vec<(usize, f64)>> = embeddings
-        .chunks_exact(dimension)
-        .map(|embedding| nearest(&unit(embedding), weights, dimension))
-        .collect();
+    let faces: Vec<Vec<f64>> = embeddings.chunks_exact(dimension).map(unit).collect();
+    let mut ranked: Vec<Vec<(usize, f64)>> = vec![Vec::with_capacity(NEAREST + 1); count];
+    model.for_each_part(HEAD_WEIGHT, |first, weights| {
+        for (face, best) in faces.iter().zip(&mut ranked) {
+            add_nearest(best, face, first, weights);
+        }
+        Ok(())
+    })?;
     let exemplars = first_images(dataset, ranked.iter().flatten().map(|&(class, _)| class))?;
 
     let mut rows = Vec::with_capacity(count);
@@ -50,10 +52,10 @@ pub fn face_sheet(model: &Model, dataset: &dyn Dataset, count: usize) -> Result<
     Ok(rows)
 }
 
-/// The classes whose prototypes (rows of `weights`) have the largest cosine with the unit vector `x`, largest first.
-fn nearest(x: &[f64], weights: &[f32], dimension: usize) -> Vec<(usize, f64)> {
-    let mut best: Vec<(usize, f64)> = Vec::with_capacity(NEAREST + 1);
-    for (class, row) in weights.chunks_exact(dimension).enumerate() {
+/// Adds to `best`, largest first, the classes from `first` on whose prototypes (rows of `weights`) have the largest cosine
+/// with the unit vector `x`.
+fn add_nearest(best: &mut Vec<(usize, f64)>, x: &[f64], first: usize, weights: &[f32]) {
+    for (class, row) in (first..).zip(weights.chunks_exact(x.len())) {
         let (mut dot, mut square) = (0.0, 0.0);
         for (&w, &x) in row.iter().zip(x) {
             dot += f64::from(w) * x;
@@ -64,7 +66,6 @@ fn nearest(x: &[f64], weights: &[f32], dimension: usize) -> Vec<(usize, f64)> {
         best.insert(place, (class, cosine));
         best.truncate(NEAREST);
     }
-    best
 }
 
 /// The first image of each of the wanted classes that has one.
