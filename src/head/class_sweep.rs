@@ -182,21 +182,7 @@ static FINISH: Kernel = Kernel {
 pub const ENTRY: OpEntry = OpEntry {
     name: "class_sweep",
     cases,
-    kernels: &[
-        &TARGET,
-        &MARGIN,
-        &UNIFACE,
-        &ADD,
-        &FINISH,
-        tiles::KERNELS[0],
-        tiles::KERNELS[1],
-        Product::KERNELS[0],
-        Product::KERNELS[1],
-        Product::KERNELS[2],
-        Product::KERNELS[3],
-        Product::KERNELS[4],
-        Product::KERNELS[5],
-    ],
+    kernels: &tiles::kernels::<5, 13>([&TARGET, &MARGIN, &UNIFACE, &ADD, &FINISH]),
 };
 
 /// The loss of a head.

@@ -130,20 +130,8 @@ static ROW_SGD: Kernel = Kernel {
     subgroups: false,
 };
 
-const KERNELS: &[&Kernel] = &[
-    &MARGIN_GRAD,
-    &UNIFACE_GRAD,
-    &ROW_SGD,
-    &grad_norm::FINISH,
-    tiles::KERNELS[0],
-    tiles::KERNELS[1],
-    Product::KERNELS[0],
-    Product::KERNELS[1],
-    Product::KERNELS[2],
-    Product::KERNELS[3],
-    Product::KERNELS[4],
-    Product::KERNELS[5],
-];
+const KERNELS: &[&Kernel] =
+    &tiles::kernels::<4, 12>([&MARGIN_GRAD, &UNIFACE_GRAD, &ROW_SGD, &grad_norm::FINISH]);
 
 /// The registry's entry for [`ClassUpdate`].
 pub const ENTRY: OpEntry = OpEntry { name: "class_update", cases, kernels: KERNELS };

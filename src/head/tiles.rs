@@ -60,8 +60,25 @@ static NORMS: Kernel = Kernel {
     subgroups: false,
 };
 
-/// Kernels of every op that walks the classes.
-pub(super) const KERNELS: [&Kernel; 2] = [&GATHER, &NORMS];
+/// Kernels of a walk itself: what begins a tile, and products.
+const WALK_KERNELS: [&Kernel; 8] = {
+    let [a, b, c, d, e, f] = Product::KERNELS;
+    [&GATHER, &NORMS, a, b, c, d, e, f]
+};
+
+/// The kernels of an op that walks the classes: its `N` own, and those of the walk; `ALL` is their number.
+pub(super) const fn kernels<const N: usize, const ALL: usize>(
+    own: [&'static Kernel; N],
+) -> [&'static Kernel; ALL] {
+    assert!(ALL == N + WALK_KERNELS.len(), "the number of kernels is that of the op's own and the walk's");
+    let mut all = [&GATHER; ALL];
+    let mut i = 0;
+    while i < ALL {
+        all[i] = if i < N { own[i] } else { WALK_KERNELS[i - N] };
+        i += 1;
+    }
+    all
+}
 
 /// The least norm by which a prototype is divided.
 pub(super) const PROTOTYPE_EPSILON: f32 = 1e-12;

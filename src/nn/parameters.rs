@@ -1,8 +1,9 @@
 //! Parameters by state-dict name, packed into arenas.
 //!
-//! Everything that the optimiser trains lies in one persistent tensor (`weights`), with gradients and momentum in two
-//! more of the same length, so that SGD, the gradient norm and the finite check are one dispatch each. What is not
-//! trained by gradient (running statistics, frozen weights) lies in `statistics`. Each parameter is a view.
+//! All that the optimiser trains but the class weights of a head lies in one persistent tensor (`weights`), with gradients
+//! and momentum in two more of the same length, so that SGD, the gradient norm and the finite check are one dispatch
+//! each. What is not trained by gradient (running statistics, frozen weights) lies in `statistics`. Each parameter is a
+//! view. Class weights grow with the data and have a tensor of their own (`ModelSpec::declare_tables`).
 
 use std::collections::HashMap;
 
