@@ -22,6 +22,7 @@ pub mod counters;
 pub mod device;
 pub mod dtype;
 pub mod error;
+mod flight;
 pub mod graph;
 pub mod host;
 pub mod inspect;

@@ -6,10 +6,10 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::counters::Counters;
 use crate::device::{Device, Pipeline};
+use crate::flight::{Flight, Signal};
 use crate::graph::{Graph, Storage};
 use crate::op::{Dispatch, TensorId};
 use crate::plan::{Place, Plan, PlanOptions, Step, operand_place};
@@ -39,42 +39,6 @@ struct Launch {
     pipeline: Arc<Pipeline>,
     group: wgpu::BindGroup,
     grid: [u32; 3],
-}
-
-/// Progress of an asynchronous mapping.
-#[derive(Debug, Default)]
-struct Mapping(AtomicU8);
-
-impl Mapping {
-    const PENDING: u8 = 0;
-    const READY: u8 = 1;
-    const FAILED: u8 = 2;
-
-    fn request(self: &Arc<Self>, buffer: &wgpu::Buffer, mode: wgpu::MapMode) {
-        self.0.store(Self::PENDING, Ordering::Release);
-        let state = self.clone();
-        buffer.map_async(mode, .., move |result| {
-            let value = if result.is_ok() { Self::READY } else { Self::FAILED };
-            state.0.store(value, Ordering::Release);
-        });
-    }
-
-    fn ready(&self) -> Result<bool> {
-        match self.0.load(Ordering::Acquire) {
-            Self::READY => Ok(true),
-            Self::PENDING => Ok(false),
-            _ => Err(Error::gpu("a staging buffer could not be mapped; the device may be lost")),
-        }
-    }
-}
-
-/// Staging buffers of one step in flight.
-struct Flight {
-    upload: Option<(wgpu::Buffer, Arc<Mapping>)>,
-    download: Option<(wgpu::Buffer, Arc<Mapping>)>,
-    /// Set when the step is done; what tells so where there is nothing to map.
-    done: Arc<Mapping>,
-    submitted: Option<(u64, wgpu::SubmissionIndex)>,
 }
 
 /// Fetched tensors of a finished step.
@@ -265,9 +229,9 @@ impl Session {
                     return Ok(None);
                 }
                 let buffer = self.device.buffer(label, bytes, usage)?;
-                let mapping = Arc::new(Mapping::default());
+                let mapping = Arc::new(Signal::default());
                 if map {
-                    mapping.request(&buffer, wgpu::MapMode::Write);
+                    mapping.map(&buffer, wgpu::MapMode::Write);
                 }
                 Ok(Some((buffer, mapping)))
             };
@@ -335,32 +299,15 @@ impl Session {
     /// Makes the staging buffers of the next step writable, waiting for the oldest step in flight if need be.
     fn prepare(&mut self) -> Result<()> {
         let Some(flight) = self.flights.get(self.next) else { return Ok(()) };
-        let Some((_, submission)) = &flight.submitted else {
-            return self.wait_until_mapped(None);
-        };
-        self.device.poll()?;
-        if !flight_ready(flight)? {
-            Counters::count(&self.device.counters.throttles);
-            let submission = submission.clone();
-            self.wait_until_mapped(Some(submission))?;
-        }
-        self.collect(self.next)
-    }
-
-    fn wait_until_mapped(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
-        let Some(flight) = self.flights.get(self.next) else { return Ok(()) };
-        if let Some(submission) = submission {
-            self.device.wait(Some(submission))?;
-        } else if flight_ready(flight)? {
-            return Ok(());
-        } else {
-            // A fresh staging buffer: its mapping needs no work of the GPU, only a poll.
+        if let Some((_, submission)) = &flight.submitted {
             self.device.poll()?;
+            if !flight.ready()? {
+                Counters::count(&self.device.counters.throttles);
+                self.device.wait(Some(submission.clone()))?;
+            }
         }
-        if flight_ready(flight)? {
-            return Ok(());
-        }
-        Err(Error::gpu("a finished step's staging buffers did not become mapped"))
+        flight.wait_for_callbacks(&self.device)?;
+        self.collect(self.next)
     }
 
     /// Takes the results of a finished flight out of its staging buffer.
@@ -448,17 +395,13 @@ impl Session {
         let step = self.steps;
         if let Some(flight) = self.flights.get_mut(self.next) {
             if let Some((buffer, mapping)) = &flight.upload {
-                mapping.request(buffer, wgpu::MapMode::Write);
+                mapping.map(buffer, wgpu::MapMode::Write);
             }
             if let Some((buffer, mapping)) = &flight.download {
-                mapping.request(buffer, wgpu::MapMode::Read);
+                mapping.map(buffer, wgpu::MapMode::Read);
             }
             if flight.upload.is_none() && flight.download.is_none() {
-                flight.done.0.store(Mapping::PENDING, Ordering::Release);
-                let done = flight.done.clone();
-                self.device
-                    .queue
-                    .on_submitted_work_done(move || done.0.store(Mapping::READY, Ordering::Release));
+                flight.done.on_done(&self.device.queue);
             }
             flight.submitted = Some((step, submission));
         }
@@ -476,7 +419,7 @@ impl Session {
         self.device.submit(encoder)?;
         if let Some((buffer, mapping)) = self.flights.get(self.next).and_then(|flight| flight.upload.as_ref())
         {
-            mapping.request(buffer, wgpu::MapMode::Write);
+            mapping.map(buffer, wgpu::MapMode::Write);
         }
         self.written.values_mut().for_each(|written| *written = false);
         self.device.finish()
@@ -532,7 +475,7 @@ impl Session {
             let index = (self.next + offset) % self.flights.len();
             let Some(flight) = self.flights.get(index) else { continue };
             if flight.submitted.is_some() {
-                if !flight_ready(flight)? {
+                if !flight.ready()? {
                     break;
                 }
                 self.collect(index)?;
@@ -544,6 +487,9 @@ impl Session {
     /// Waits for all steps in flight and returns their results, oldest first.
     pub fn flush(&mut self) -> Result<Vec<Finished>> {
         self.device.finish()?;
+        for flight in self.flights.iter().filter(|flight| flight.submitted.is_some()) {
+            flight.wait_for_callbacks(&self.device)?;
+        }
         self.finished()
     }
 
@@ -572,16 +518,6 @@ impl Session {
         };
         HostTensor::from_bytes(&self.graph.tensor(tensor).desc, &found)
     }
-}
-
-fn flight_ready(flight: &Flight) -> Result<bool> {
-    let upload = flight.upload.as_ref().map_or(Ok(true), |(_, mapping)| mapping.ready())?;
-    let download = match (&flight.submitted, &flight.download) {
-        (Some(_), Some((_, mapping))) => mapping.ready()?,
-        (Some(_), None) if flight.upload.is_none() => flight.done.ready()?,
-        _ => true,
-    };
-    Ok(upload && download)
 }
 
 fn run(pass: &mut wgpu::ComputePass<'_>, launch: &Launch) {

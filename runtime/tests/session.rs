@@ -170,6 +170,34 @@ fn a_step_allocates_nothing_and_waits_for_nothing() {
 }
 
 #[test]
+fn sessions_of_several_threads_share_a_device() {
+    // A thread's poll of the device runs the callbacks of the others' steps too.
+    let Chain { graph, x, .. } = chain(1);
+    let device = device();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (graph, device) = (&graph, &device);
+            scope.spawn(move || {
+                let store = Store::new(device);
+                let options = SessionOptions { in_flight: 1 + thread % 3, ..SessionOptions::default() };
+                let mut session = Session::new(graph, &store, options).unwrap();
+                write_slopes(&store, 1);
+                let mut steps = Vec::new();
+                for step in 0..400 {
+                    session.write(x, drawn([6, 5], 1.0, step).bytes()).unwrap();
+                    session.step().unwrap();
+                    let done = if step % 7 == 0 { session.flush() } else { session.finished() };
+                    steps.extend(done.unwrap().into_iter().map(|done| done.step));
+                    assert!(step % 7 != 0 || steps.len() as u64 == step + 1, "a flush leaves nothing behind");
+                }
+                steps.extend(session.flush().unwrap().into_iter().map(|done| done.step));
+                assert!(steps.into_iter().eq(0..400));
+            });
+        }
+    });
+}
+
+#[test]
 fn results_arrive_in_order_with_the_step_that_made_them() {
     let Chain { graph, x, .. } = chain(1);
     let device = device();
