@@ -22,6 +22,15 @@ pub struct StepPoint {
     /// L2 norm of the whole gradient, head included, before clipping; NaN where it was not measured.
     #[serde(deserialize_with = "null_is_nan")]
     pub grad_norm: f64,
+    /// What the loss is multiplied by before the backward pass; 1 in single precision.
+    #[serde(default = "nan", deserialize_with = "null_is_nan")]
+    pub loss_scale: f64,
+    /// Share of the time since the line before in which the loop waited for the loader, 0 to 1.
+    #[serde(default = "nan", deserialize_with = "null_is_nan")]
+    pub data_wait: f64,
+    /// Steps so far whose update was left out because their loss or gradient was not finite.
+    #[serde(default)]
+    pub skipped: u64,
 }
 
 /// One verification set, evaluated once. Fractions, not percent.

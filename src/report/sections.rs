@@ -293,6 +293,9 @@ mod tests {
             lr,
             images_per_second: 1.0,
             grad_norm: 1.0,
+            loss_scale: 1.0,
+            data_wait: 0.0,
+            skipped: 0,
         };
         Report { steps: rates.enumerate().map(point).collect(), ..Report::default() }
     }

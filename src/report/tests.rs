@@ -11,6 +11,9 @@ fn full() -> Report {
         lr: 0.1,
         images_per_second: 500.0,
         grad_norm: 1.5,
+        loss_scale: 1.0,
+        data_wait: 0.0,
+        skipped: 0,
     });
     let evals = (1..=4).flat_map(|epoch| {
         ["lfw", "cfp_fp"].map(|set| EvalPoint {

@@ -4,14 +4,13 @@ use std::path::{Path, PathBuf};
 
 use crate::config::Config;
 use crate::interchange::safetensors::write_atomically;
-use crate::train::metrics::MetricsLog;
+use crate::train::metrics::{MetricsLog, Record};
 use crate::{Error, Result};
 
 /// The folder of a run.
 pub struct RunFolder {
     path: PathBuf,
-    /// `metrics.jsonl`.
-    pub metrics: MetricsLog,
+    metrics: MetricsLog,
 }
 
 impl RunFolder {
@@ -39,6 +38,14 @@ impl RunFolder {
         let log = path.join("metrics.jsonl");
         remove(&log)?;
         Ok(Self { metrics: MetricsLog::open(&log)?, path })
+    }
+
+    /// Logs what was measured.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the file that could not be written.
+    pub fn record(&mut self, record: &Record) -> Result<()> {
+        self.metrics.append(record)
     }
 
     /// The folder.

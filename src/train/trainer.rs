@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use epl_runtime::{Device, Session, SessionOptions};
 
@@ -243,10 +243,13 @@ impl Trainer {
             // The time between epochs goes to evaluation, and is no throughput.
             progress.logged_at = started;
             progress.logged_images = 0;
+            progress.waited = Duration::ZERO;
             progress.sums = EpochSums::new(hard_cosine);
             let mut batches = self.loader.epoch(epoch, 0)?;
             while progress.submitted < total {
+                let asked = Instant::now();
                 let Some(batch) = batches.next() else { break };
+                progress.waited += asked.elapsed();
                 let batch = batch?;
                 let lr = schedule.lr(progress.submitted, steps_per_epoch);
                 self.submit(&batch, epoch, lr, &mut progress)?;
@@ -260,7 +263,7 @@ impl Trainer {
             outcome.loss = progress.sums.mean_loss();
             let prototypes =
                 progress.watch.end_epoch(&self.model, epoch, progress.submitted, &progress.sums)?;
-            folder.metrics.append(&Record::Prototypes(Box::new(prototypes.clone())))?;
+            folder.record(&Record::Prototypes(Box::new(prototypes.clone())))?;
             observer.epoch(epoch, outcome.loss, Some(&prototypes));
             if epoch == self.config.train.epochs || progress.submitted >= total {
                 // Before the last evaluation, so that nothing that happens there loses the run.
@@ -338,12 +341,16 @@ impl Trainer {
                 lr: flight.lr,
                 images_per_second: progress.logged_images as f64 / seconds.max(1e-9),
                 grad_norm: f64::from(result.grad_norm),
+                loss_scale: 1.0,
+                data_wait: progress.waited.as_secs_f64() / seconds.max(1e-9),
+                skipped: 0,
             };
             observer.step(&point);
             // The last step always, so that every run has a line of its steps.
             if point.step.is_multiple_of(self.config.train.log_every.max(1)) || point.step == progress.total {
-                folder.metrics.append(&Record::Step(point))?;
+                folder.record(&Record::Step(point))?;
                 progress.logged_at = now;
+                progress.waited = Duration::ZERO;
                 progress.logged_images = 0;
             }
         }
@@ -365,7 +372,7 @@ impl Trainer {
         let mut reports = Vec::with_capacity(self.sets.len());
         for set in &self.sets {
             let report = set.evaluate(&mut embedder, &mut |_| {})?;
-            folder.metrics.append(&Record::Eval(eval_point(&report, step, epoch)))?;
+            folder.record(&Record::Eval(eval_point(&report, step, epoch)))?;
             observer.evaluation(epoch, &report);
             reports.push(report);
         }
@@ -388,6 +395,8 @@ struct Progress {
     watch: PrototypeWatch,
     logged_at: Instant,
     logged_images: usize,
+    /// Time since then in which the loader was waited for.
+    waited: Duration,
 }
 
 impl Progress {
@@ -400,6 +409,7 @@ impl Progress {
             watch,
             logged_at: Instant::now(),
             logged_images: 0,
+            waited: Duration::ZERO,
         }
     }
 }
