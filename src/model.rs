@@ -1,16 +1,17 @@
 //! A model on a device: network and head, their parameters in a store, and their way to and from state dicts.
 
-use std::path::Path;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use epl_runtime::{Device, Graph, Session, SessionOptions, Store, TensorDesc, TensorId};
 
 use crate::head::{self, HeadKind, HeadSettings};
-use crate::interchange::safetensors::{StateDict, Value};
 use crate::nn::init::{initialize, normal};
 use crate::nn::parameters::{Initial, Layout, MOMENTUM, Parameters, Role};
 use crate::nn::{IrNetwork, ParameterSpec};
 use crate::{Error, Result};
+
+mod state;
 
 /// Name of the class weights in the state dict.
 pub const HEAD_WEIGHT: &str = "loss.weight";
@@ -125,8 +126,12 @@ impl ModelSpec {
     }
 
     /// The network that a weights file describes in its metadata. `arch` stands in where it says nothing.
-    pub fn from_state_dict(dict: &StateDict, arch: Option<&str>, place: &str) -> Result<Self> {
-        let text = |key: &str| dict.metadata.get(key).map(String::as_str);
+    pub fn from_metadata(
+        metadata: &BTreeMap<String, String>,
+        arch: Option<&str>,
+        place: &str,
+    ) -> Result<Self> {
+        let text = |key: &str| metadata.get(key).map(String::as_str);
         let name = arch.or_else(|| text("arch")).ok_or_else(|| {
             Error::usage(
                 format!("{place} does not say its architecture"),
@@ -220,108 +225,6 @@ impl Model {
         // A session of a graph without ops allocates what it declares and nothing else.
         Session::new(&graph, &store, SessionOptions::default())?;
         Ok(Self { spec, store })
-    }
-
-    /// Sets parameters from a state dict. Backbone tensors must all be there with their shapes; those of the head are
-    /// taken where they fit. Returns the names of head tensors that were not taken.
-    pub fn load(&self, dict: &StateDict, place: &str) -> Result<Vec<String>> {
-        let mut left = Vec::new();
-        for entry in self.spec.parameters.entries() {
-            let name = &entry.spec.name;
-            let of_head = name.starts_with("loss.");
-            match dict.floats(name) {
-                Some((shape, values)) if shape == entry.spec.shape.dims() => {
-                    self.spec.parameters.write(&self.store, name, values)?;
-                }
-                _ if of_head => left.push(name.clone()),
-                Some((shape, _)) => {
-                    return Err(Error::data(
-                        format!("{place}: tensor {name}"),
-                        format!("shape {shape:?}"),
-                        format!("shape {}", entry.spec.shape),
-                        "use weights of the same architecture, width, depth and input size",
-                    ));
-                }
-                None => {
-                    return Err(Error::data(
-                        place,
-                        format!("no tensor {name}"),
-                        format!("the state dict of {}", self.spec.arch),
-                        "use weights of the same architecture",
-                    ));
-                }
-            }
-        }
-        for (name, desc, _) in self.spec.tables() {
-            match dict.floats(name) {
-                Some((shape, values)) if shape == desc.shape.dims() => {
-                    self.store.write_range(name, 0, bytemuck::cast_slice(values))?;
-                }
-                _ => left.push(name.into()),
-            }
-        }
-        Ok(left)
-    }
-
-    /// Writes all parameters to `path`, as [`Self::state_dict`] has them, without ever holding a whole table.
-    ///
-    /// # Errors
-    /// Where the file cannot be written, or the device was lost.
-    pub fn save(&self, path: &Path, step: u64) -> Result<()> {
-        let tables = self.spec.tables();
-        let shapes: Vec<_> =
-            tables.iter().map(|(name, desc, _)| (*name, desc.shape.dims().to_vec())).collect();
-        self.state_dict_without_tables(step)?.write_with(path, &shapes, |name, sink| {
-            self.for_each_part(name, |_, values| sink.write(bytemuck::cast_slice(values)))
-        })
-    }
-
-    /// Hands the rows of a table (class weights, empirical prototypes) to `each` in order, some thousands at a time, with
-    /// the class of the first: `[n, D]`, row-major. The host never holds the whole table.
-    ///
-    /// # Errors
-    /// Where the model has no such table, the device was lost, or `each` fails.
-    pub fn for_each_part(
-        &self,
-        table: &str,
-        mut each: impl FnMut(usize, &[f32]) -> Result<()>,
-    ) -> Result<()> {
-        let Some((_, desc, _)) = self.spec.tables().into_iter().find(|(name, ..)| *name == table) else {
-            return Err(Error::usage(format!("the model has no table {table}"), "check its head"));
-        };
-        let (classes, dimension) = (desc.shape.dim(0), desc.shape.dim(1));
-        let rows = (CHUNK / dimension).max(1);
-        for first in (0..classes).step_by(rows) {
-            let part = TensorDesc::f32([rows.min(classes - first), dimension]);
-            let values = self.store.read_range(table, (first * dimension * 4) as u64, &part)?;
-            each(first, values.as_f32()?)?;
-        }
-        Ok(())
-    }
-
-    /// All parameters as a state dict, with `num_batches_tracked` as PyTorch has it, after `step` steps.
-    pub fn state_dict(&self, step: u64) -> Result<StateDict> {
-        let mut dict = self.state_dict_without_tables(step)?;
-        for (name, desc, _) in self.spec.tables() {
-            dict.insert(name, desc.shape.dims(), self.store.read(name)?.into_f32()?);
-        }
-        Ok(dict)
-    }
-
-    fn state_dict_without_tables(&self, step: u64) -> Result<StateDict> {
-        let mut dict = StateDict::default();
-        for entry in self.spec.parameters.entries() {
-            let name = &entry.spec.name;
-            let values = self.spec.parameters.read(&self.store, name)?;
-            dict.insert(name, entry.spec.shape.dims(), values);
-            if let Some(layer) = name.strip_suffix("running_mean") {
-                let tracked = i64::try_from(step).unwrap_or(i64::MAX);
-                dict.tensors
-                    .insert(format!("{layer}num_batches_tracked"), (vec![], Value::I64(vec![tracked])));
-            }
-        }
-        dict.metadata.extend(self.spec.metadata(step));
-        Ok(dict)
     }
 
     /// The prototypes of `classes`, row by row as they are listed; reads in ascending order are the fastest. Waits for

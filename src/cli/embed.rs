@@ -13,6 +13,7 @@ use super::{Context, Verdict};
 use crate::Result;
 use crate::eval::embedder::Embedder;
 use crate::interchange::safetensors::{StateDict, Value, probe};
+use crate::interchange::tensor_file::{TensorFile, TensorSource};
 use crate::model::{Model, ModelSpec};
 use sources::Sources;
 
@@ -69,21 +70,21 @@ pub const BATCH: usize = 64;
 impl Weights {
     /// The network with its weights on the chosen device.
     pub fn load(&self, context: &Context) -> Result<Model> {
-        let (dict, spec) = self.read()?;
-        self.load_from(&dict, spec, context)
+        let (file, spec) = self.read()?;
+        self.load_from(&file, spec, context)
     }
 
     /// The file's tensors and the network that it is of, without a device.
-    pub fn read(&self) -> Result<(StateDict, ModelSpec)> {
-        let dict = StateDict::read(&self.weights)?;
-        let spec = ModelSpec::from_state_dict(&dict, self.arch.as_deref(), &self.place())?;
-        Ok((dict, spec))
+    pub fn read(&self) -> Result<(TensorFile, ModelSpec)> {
+        let file = TensorFile::open(&self.weights)?;
+        let spec = ModelSpec::from_metadata(file.metadata(), self.arch.as_deref(), &self.place())?;
+        Ok((file, spec))
     }
 
     /// The network with the tensors that were read on the chosen device.
-    pub fn load_from(&self, dict: &StateDict, spec: ModelSpec, context: &Context) -> Result<Model> {
+    pub fn load_from(&self, source: &dyn TensorSource, spec: ModelSpec, context: &Context) -> Result<Model> {
         let model = Model::allocate(spec, &context.open()?)?;
-        model.load(dict, &self.place())?;
+        model.load(source, &self.place())?;
         Ok(model)
     }
 

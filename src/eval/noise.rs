@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::data::Dataset;
 use crate::eval::embedder::Embedder;
-use crate::interchange::safetensors::{StateDict, Value};
+use crate::interchange::tensor_file::TensorSource;
 #[cfg(doc)]
 use crate::model::{HEAD_QUEUE, HEAD_WEIGHT};
 use crate::{Error, Result};
@@ -29,15 +29,20 @@ pub struct Prototypes {
 }
 
 impl Prototypes {
-    /// Takes the prototypes out of a state dict: the tensor of the first of `names` that it has, of [`HEAD_QUEUE`] and
+    /// Reads the prototypes of a state dict: the tensor of the first of `names` that it has, of [`HEAD_QUEUE`] and
     /// [`HEAD_WEIGHT`]. `dimension` is the length of the network's embedding, `place` the file.
     ///
     /// # Errors
     /// None of them is there, or it is not `[classes, dimension]`, or has a row without length or with values that are
     /// not finite.
-    pub fn take(dict: &mut StateDict, names: &[&'static str], dimension: usize, place: &str) -> Result<Self> {
-        let found = names.iter().find_map(|name| Some((*name, dict.tensors.remove(*name)?)));
-        let Some((name, (shape, value))) = found else {
+    pub fn take(
+        source: &dyn TensorSource,
+        names: &[&'static str],
+        dimension: usize,
+        place: &str,
+    ) -> Result<Self> {
+        let found = names.iter().find_map(|name| Some((*name, source.shape(name)?)));
+        let Some((name, shape)) = found else {
             return Err(Error::data(
                 place,
                 format!("no tensor {}", names.join(" and no ")),
@@ -45,9 +50,9 @@ impl Prototypes {
                 "use the model.safetensors of a training run on this data",
             ));
         };
-        let rows = match (value, &shape[..]) {
-            (Value::F32(rows), &[classes, columns]) if columns == dimension && classes > 0 && columns > 0 => {
-                rows
+        let rows = match shape {
+            &[classes, columns] if columns == dimension && classes > 0 && columns > 0 => {
+                source.floats_of(name)?
             }
             _ => {
                 return Err(Error::data(
@@ -302,6 +307,7 @@ fn unit(embedding: &[f32], name: impl FnOnce() -> String) -> Result<Vec<f64>> {
 mod tests {
     use super::*;
     use crate::data::InMemory;
+    use crate::interchange::safetensors::StateDict;
     use crate::model::{HEAD_QUEUE, HEAD_WEIGHT};
 
     fn dict(tensors: &[(&str, &[usize], Vec<f32>)]) -> StateDict {
@@ -319,7 +325,7 @@ mod tests {
         let queue = (HEAD_QUEUE, &[2, 2][..], vec![1.0, 0.0, 0.0, 1.0]);
         let weight = (HEAD_WEIGHT, &[3, 2][..], vec![1.0; 6]);
         let taken = |tensors: &[_], names: &[&'static str]| {
-            let prototypes = Prototypes::take(&mut dict(tensors), names, 2, "w").unwrap();
+            let prototypes = Prototypes::take(&dict(tensors), names, 2, "w").unwrap();
             (prototypes.name(), prototypes.classes())
         };
         assert_eq!(taken(&[queue.clone(), weight.clone()], &BOTH), (HEAD_QUEUE, 2));
@@ -330,7 +336,7 @@ mod tests {
     #[test]
     fn prototypes_that_cannot_be_used_are_refused() {
         let refusal = |tensors: &[_]| {
-            let error = Prototypes::take(&mut dict(tensors), &BOTH, 2, "w.safetensors").unwrap_err();
+            let error = Prototypes::take(&dict(tensors), &BOTH, 2, "w.safetensors").unwrap_err();
             assert!(error.hint().is_some());
             error.to_string()
         };

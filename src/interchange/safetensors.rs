@@ -1,13 +1,16 @@
 //! State dicts as safetensors files: the names and layouts of the PyTorch state dict.
 
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::io::{Read, Write};
+use std::path::Path;
 
-use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
+use sha2::{Digest, Sha256};
 
+use super::files::{aside, rename};
 use crate::{Error, Result};
+
+pub use super::files::{probe, write_atomically};
 
 /// A tensor of a state dict.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,7 +59,7 @@ impl StateDict {
             found.metadata.extend(metadata.iter().map(|(key, value)| (key.clone(), value.clone())));
         }
         for (name, view) in file.tensors() {
-            let value = convert(&view).ok_or_else(|| {
+            let value = convert(view.dtype(), view.data()).ok_or_else(|| {
                 let (place, dtype) = (format!("{place}: tensor {name}"), format!("{:?}", view.dtype()));
                 Error::data(place, dtype, "f32, f16, bf16, f64, u8, i32 or i64", "save the weights as f32")
             })?;
@@ -81,8 +84,32 @@ impl StateDict {
         &self,
         path: &Path,
         more: &[(&str, Vec<usize>)],
-        mut values: impl FnMut(&str, &mut Sink<'_>) -> Result<()>,
+        values: impl FnMut(&str, &mut Sink<'_>) -> Result<()>,
     ) -> Result<()> {
+        self.write_parts(path, more, values, None).map(|_| ())
+    }
+
+    /// The same; returns the file's length in bytes and its SHA-256.
+    ///
+    /// # Errors
+    /// As [`Self::write_with`].
+    pub fn write_hashed(
+        &self,
+        path: &Path,
+        more: &[(&str, Vec<usize>)],
+        values: impl FnMut(&str, &mut Sink<'_>) -> Result<()>,
+    ) -> Result<(u64, String)> {
+        let (bytes, hash) = self.write_parts(path, more, values, Some(Sha256::new()))?;
+        Ok((bytes, hash.map(hex).unwrap_or_default()))
+    }
+
+    fn write_parts(
+        &self,
+        path: &Path,
+        more: &[(&str, Vec<usize>)],
+        mut values: impl FnMut(&str, &mut Sink<'_>) -> Result<()>,
+        hash: Option<Sha256>,
+    ) -> Result<(u64, Option<Sha256>)> {
         let own = self.tensors.iter().filter(|(name, _)| !more.iter().any(|(other, _)| other == name));
         let own = own.map(|(name, (shape, value))| (name.as_str(), shape, Some(value)));
         let mut all: Vec<_> =
@@ -118,26 +145,34 @@ impl StateDict {
 
         let aside = aside(path);
         let file = std::fs::File::create(&aside).map_err(|source| Error::io(path, source))?;
-        let mut sink = Sink { path, file: std::io::BufWriter::new(file), written: 0 };
-        sink.write(&(text.len() as u64).to_le_bytes())?;
-        sink.write(&text)?;
-        for (&(name, _, value), bytes) in all.iter().zip(sizes) {
-            let before = sink.written;
-            match value {
-                Some(Value::F32(values)) => sink.write_all_of(values, f32::to_le_bytes)?,
-                Some(Value::I64(values)) => sink.write_all_of(values, i64::to_le_bytes)?,
-                None => values(name, &mut sink)?,
+        let mut sink = Sink { path, file: std::io::BufWriter::new(file), written: 0, hash };
+        let write = || -> Result<()> {
+            sink.write(&(text.len() as u64).to_le_bytes())?;
+            sink.write(&text)?;
+            for (&(name, _, value), bytes) in all.iter().zip(sizes) {
+                let before = sink.written;
+                match value {
+                    Some(Value::F32(values)) => sink.write_all_of(values, f32::to_le_bytes)?,
+                    Some(Value::I64(values)) => sink.write_all_of(values, i64::to_le_bytes)?,
+                    None => values(name, &mut sink)?,
+                }
+                if sink.written - before != bytes {
+                    return Err(Error::data(
+                        format!("{}: tensor {name}", path.display()),
+                        format!("{} bytes", sink.written - before),
+                        format!("{bytes}"),
+                        "this is a fault of the program; please report it",
+                    ));
+                }
             }
-            if sink.written - before != bytes {
-                return Err(Error::data(
-                    format!("{}: tensor {name}", path.display()),
-                    format!("{} bytes", sink.written - before),
-                    format!("{bytes}"),
-                    "this is a fault of the program; please report it",
-                ));
-            }
+            Ok(())
+        };
+        let written = write().and_then(|()| sink.finish(&aside));
+        if written.is_err() {
+            // Half a file helps nobody, and on a full disk its space is needed.
+            drop(std::fs::remove_file(&aside));
         }
-        sink.finish(&aside)
+        written
     }
 }
 
@@ -146,6 +181,7 @@ pub struct Sink<'a> {
     path: &'a Path,
     file: std::io::BufWriter<std::fs::File>,
     written: u64,
+    hash: Option<Sha256>,
 }
 
 impl Sink<'_> {
@@ -156,6 +192,9 @@ impl Sink<'_> {
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.file.write_all(bytes).map_err(|source| Error::io(self.path, source))?;
         self.written += bytes.len() as u64;
+        if let Some(hash) = &mut self.hash {
+            hash.update(bytes);
+        }
         Ok(())
     }
 
@@ -168,56 +207,45 @@ impl Sink<'_> {
     }
 
     /// Makes what was written durable, and gives it the name of the file.
-    fn finish(self, aside: &Path) -> Result<()> {
-        let done = || -> std::io::Result<()> {
-            let file = self.file.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-            file.sync_all()?;
-            std::fs::rename(aside, self.path)
-        };
-        done().map_err(|source| Error::io(self.path, source))
+    fn finish(self, aside: &Path) -> Result<(u64, Option<Sha256>)> {
+        let at = |source| Error::io(self.path, source);
+        let file = self.file.into_inner().map_err(std::io::IntoInnerError::into_error).map_err(at)?;
+        file.sync_all().map_err(at)?;
+        // An open file cannot be renamed everywhere.
+        drop(file);
+        rename(aside, self.path)?;
+        Ok((self.written, self.hash))
     }
 }
 
-/// Writes `bytes` to `path` so that a reader finds the old file or the new one, whatever happens in between.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let aside = aside(path);
-    let write = || -> std::io::Result<()> {
-        let mut file = std::fs::File::create(&aside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&aside, path)
-    };
-    write().map_err(|source| Error::io(path, source))
-}
-
-/// Checks that [`write_atomically`] can write `path`, which stays as it is, so that long work for it is not in vain.
-/// Makes the folder that it is to be in.
+/// The length in bytes and the SHA-256 of the file at `path`.
 ///
 /// # Errors
-/// [`Error::Io`] where the folder cannot be made, `path` is a folder, or no file can be made beside it.
-pub fn probe(path: &Path) -> Result<()> {
-    let probe = || -> std::io::Result<()> {
-        if path.is_dir() {
-            return Err(std::io::ErrorKind::IsADirectory.into());
+/// [`Error::Io`] naming `path`.
+pub fn hash_file(path: &Path) -> Result<(u64, String)> {
+    let at = |source| Error::io(path, source);
+    let mut file = std::fs::File::open(path).map_err(at)?;
+    let mut hash = Sha256::new();
+    let mut piece = vec![0; 1 << 20];
+    let mut bytes = 0;
+    loop {
+        let read = file.read(&mut piece).map_err(at)?;
+        if read == 0 {
+            return Ok((bytes, hex(hash)));
         }
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder)?;
-        }
-        let aside = aside(path);
-        std::fs::File::create(&aside)?;
-        std::fs::remove_file(&aside)
-    };
-    probe().map_err(|source| Error::io(path, source))
+        hash.update(piece.get(..read).unwrap_or_default());
+        bytes += read as u64;
+    }
 }
 
-/// The file that becomes `path` once it is whole.
-fn aside(path: &Path) -> PathBuf {
-    path.with_extension("partial")
+/// A hash in the form in which `sha256sum` prints it.
+pub fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn convert(view: &TensorView<'_>) -> Option<Value> {
-    let data = view.data();
-    Some(match view.dtype() {
+/// The elements of a tensor as floats or integers; `None` for a type that is neither.
+pub(super) fn convert(dtype: Dtype, data: &[u8]) -> Option<Value> {
+    Some(match dtype {
         Dtype::F32 => Value::F32(chunks(data, f32::from_le_bytes)),
         Dtype::F64 => Value::F32(chunks(data, |b| f64::from_le_bytes(b) as f32)),
         Dtype::F16 => Value::F32(chunks(data, |b| half::f16::from_le_bytes(b).to_f32())),
@@ -255,20 +283,6 @@ mod tests {
             dict.write(&path).expect("written again");
             assert_eq!(std::fs::read(&path).expect("there"), first);
         }
-    }
-
-    #[test]
-    fn a_probe_finds_what_cannot_be_written_and_leaves_nothing() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let new = folder.path().join("new/w.safetensors");
-        probe(&new).expect("writable");
-        assert_eq!(std::fs::read_dir(folder.path().join("new")).expect("made").count(), 0);
-        assert!(probe(&folder.path().join("new")).is_err(), "a folder");
-        let file = folder.path().join("file");
-        std::fs::write(&file, "notes").expect("written");
-        probe(&file).expect("it may be replaced");
-        assert_eq!(std::fs::read(&file).expect("there"), b"notes");
-        assert!(probe(&file.join("w.safetensors")).is_err(), "below a file");
     }
 
     #[test]

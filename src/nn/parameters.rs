@@ -217,16 +217,25 @@ impl Parameters {
     /// Sets a parameter from values in state-dict order.
     pub fn write(&self, store: &Store, name: &str, values: &[f32]) -> Result<()> {
         let entry = self.require(name)?;
+        self.write_to(store, self.arena(entry), entry, values)
+    }
+
+    /// Sets the momentum of a trained parameter from values in state-dict order.
+    pub fn write_momentum(&self, store: &Store, name: &str, values: &[f32]) -> Result<()> {
+        self.write_to(store, MOMENTUM, self.require(name)?, values)
+    }
+
+    fn write_to(&self, store: &Store, arena: &str, entry: &Entry, values: &[f32]) -> Result<()> {
         if values.len() != entry.spec.shape.elements() {
             return Err(Error::data(
-                name,
+                entry.spec.name.as_str(),
                 format!("{} values", values.len()),
                 format!("shape {}", entry.spec.shape),
                 "use weights of the same architecture",
             ));
         }
         let gpu = entry.spec.to_gpu(values);
-        Ok(store.write_range(self.arena(entry), entry.offset, bytemuck::cast_slice(&gpu))?)
+        Ok(store.write_range(arena, entry.offset, bytemuck::cast_slice(&gpu))?)
     }
 
     /// Reads a parameter back in state-dict order.
@@ -238,6 +247,11 @@ impl Parameters {
     /// Reads the gradient of a trained parameter as the last step left it, in state-dict order.
     pub fn read_gradient(&self, store: &Store, name: &str) -> Result<Vec<f32>> {
         self.read_from(store, GRADIENTS, self.require(name)?)
+    }
+
+    /// Reads the momentum of a trained parameter, in state-dict order.
+    pub fn read_momentum(&self, store: &Store, name: &str) -> Result<Vec<f32>> {
+        self.read_from(store, MOMENTUM, self.require(name)?)
     }
 
     fn read_from(&self, store: &Store, arena: &str, entry: &Entry) -> Result<Vec<f32>> {

@@ -12,7 +12,7 @@ use crate::eval::embedder::Embedder;
 use crate::eval::pairs::PairSet;
 use crate::eval::verify::VerificationReport;
 use crate::head::sampling::ClassSampler;
-use crate::interchange::safetensors::StateDict;
+use crate::interchange::tensor_file::TensorFile;
 use crate::model::{Head, Model, ModelSpec};
 use crate::nn::IrNetwork;
 use crate::nn::input::packed_bytes;
@@ -136,7 +136,7 @@ impl Trainer {
         let config = resolve_form(&config, classes, device.caps())?;
         let model = Model::new(spec_of(&config, classes)?, device, config.train.seed)?;
         let left = match &config.model.init {
-            Some(path) => model.load(&StateDict::read(path)?, &path.display().to_string())?,
+            Some(path) => model.load(&TensorFile::open(path)?, &path.display().to_string())?,
             None => Vec::new(),
         };
         let sampler = class_sampler(&model.spec, &step_options(&config, false));

@@ -71,8 +71,7 @@ fn mislabelled_faces_rank_at_the_top() {
         );
         figures
     };
-    let stored =
-        |name| Prototypes::take(&mut weights.clone(), &[name], config.model.embedding, "weights").unwrap();
+    let stored = |name| Prototypes::take(&weights, &[name], config.model.embedding, "weights").unwrap();
 
     // A queue is where the last samples of its class were, and a wrong one among them spoils the whole class.
     let (_, in_twice, _) = against(&stored(HEAD_QUEUE));

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use epl::config::{Config, HeadKind};
 use epl::data::Dataset;
 use epl::eval::embedder::Embedder;
-use epl::interchange::safetensors::StateDict;
 use epl::model::{Model, ModelSpec};
 use epl::train::trainer::spec_of;
 use epl::train::{Silent, run, run_on};
@@ -124,9 +123,8 @@ fn weights_whose_metadata_describe_an_impossible_network() {
         ("blocks", "[9000000000000000000, 1, 1, 1]"),
         ("input", "[9000000000000000000, 16]"),
     ] {
-        let mut dict = StateDict::default();
-        dict.metadata.insert(key.to_owned(), value.to_owned());
-        let spec = ModelSpec::from_state_dict(&dict, Some("ir18"), "w.safetensors");
+        let metadata = BTreeMap::from([(key.to_owned(), value.to_owned())]);
+        let spec = ModelSpec::from_metadata(&metadata, Some("ir18"), "w.safetensors");
         refused(spec.map(|_| ()), 2, &[&format!("model.{key}")]);
     }
 }

@@ -15,7 +15,8 @@ use crate::cli::{Context, Verdict};
 use crate::data::{self, Dataset, Options};
 use crate::eval::embedder::Embedder;
 use crate::eval::noise::{self, OtherClass, Prototypes, Ranking, Suspect};
-use crate::interchange::safetensors::{StateDict, probe, write_atomically};
+use crate::interchange::safetensors::{probe, write_atomically};
+use crate::interchange::tensor_file::TensorFile;
 use crate::model::{HEAD_QUEUE, HEAD_WEIGHT};
 use crate::report::{NoiseRow, NoiseSheet, OtherPrototype, Portrait};
 
@@ -97,8 +98,8 @@ struct NamedSuspect {
 
 impl Noise {
     pub fn run(&self, context: &Context) -> Result<Verdict> {
-        let (mut dict, spec) = self.weights.read()?;
-        let classes_of_weights = self.stored_prototypes(&mut dict, spec.network.embedding)?;
+        let (file, spec) = self.weights.read()?;
+        let classes_of_weights = self.stored_prototypes(&file, spec.network.embedding)?;
         let options = Options { size: spec.network.input, resize: self.resize, num_classes: None };
         let dataset = data::open(&self.path, &options)?;
         let dataset = dataset.as_ref();
@@ -108,7 +109,7 @@ impl Noise {
         // Weights and data are in order: now the files, before the long work whose result they take.
         self.out.iter().chain(&self.report).try_for_each(|path| probe(path))?;
 
-        let model = self.weights.load_from(&dict, spec, context)?;
+        let model = self.weights.load_from(&file, spec, context)?;
         let mut embedder = Embedder::new(&model, BATCH.min(labels.len()))?;
         let means = self.against == Some(Against::Mean);
         let bar = progress(labels.len() * if means { 2 } else { 1 });
@@ -144,13 +145,13 @@ impl Noise {
     }
 
     /// The prototypes in the weights. Where means are to be computed they say at least how many classes there are.
-    fn stored_prototypes(&self, dict: &mut StateDict, dimension: usize) -> Result<Prototypes> {
+    fn stored_prototypes(&self, file: &TensorFile, dimension: usize) -> Result<Prototypes> {
         let names: &[&str] = match self.against {
             None | Some(Against::Mean) => &[HEAD_QUEUE, HEAD_WEIGHT],
             Some(Against::Queue) => &[HEAD_QUEUE],
             Some(Against::Weight) => &[HEAD_WEIGHT],
         };
-        let prototypes = Prototypes::take(dict, names, dimension, &self.weights.place())?;
+        let prototypes = Prototypes::take(file, names, dimension, &self.weights.place())?;
         if self.against.is_none() && prototypes.name() == HEAD_WEIGHT {
             note(format_args!(
                 "{} has no {HEAD_QUEUE}, as its head was trained without EPL: samples are compared with {HEAD_WEIGHT}",
