@@ -3,6 +3,7 @@
 //! Layers, lowest first; a lower one never names a higher one: [`nn`]; [`head`]; [`data`], [`interchange`] and
 //! [`config`]; [`model`]; [`eval`]; [`report`]; [`train`]; and the command line.
 
+pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod data;
