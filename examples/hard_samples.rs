@@ -27,7 +27,7 @@ use epl::eval::pairs::{PairSet, balanced_pairs};
 use epl::eval::{Directions, Paired, Spread, VerificationReport};
 use epl::interchange::safetensors::{probe, write_atomically};
 use epl::model::{HEAD_QUEUE, HEAD_WEIGHT};
-use epl::train::{Observer, RunFolder, Trainer};
+use epl::train::{Observer, RunFolder, Stop, Trainer};
 use epl::{Error, Result};
 use epl_runtime::{Device, DeviceOptions};
 use serde::Serialize;
@@ -310,11 +310,10 @@ fn train(
 ) -> Result<Run> {
     let started = Instant::now();
     let config = configuration(arguments, seed, kind, epl);
-    let (mut trainer, _) =
-        Trainer::new(config.clone(), device, faces.dataset.clone(), faces.verification()?)?;
+    let mut trainer = Trainer::new(config.clone(), device, faces.dataset.clone(), faces.verification()?)?;
     let mut folder = RunFolder::create(&config, true)?;
     let mut watch = Watch(Vec::new());
-    let outcome = trainer.run(&mut folder, &mut watch)?;
+    let outcome = trainer.run(&mut folder, &Stop::default(), &mut watch)?;
     let [normal, hard] = outcome.evaluations.as_slice() else {
         return Err(Error::usage("a run was not evaluated on both sets", "this is a fault of the example"));
     };

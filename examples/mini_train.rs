@@ -18,7 +18,7 @@ use epl::data::synth::{SynthConfig, SynthSample, draw_all};
 use epl::data::{self, Dataset, Image, InMemory};
 use epl::eval::pairs::PairSet;
 use epl::head::{EplSettings, HeadSettings};
-use epl::train::{Console, Outcome, run_on};
+use epl::train::{Console, Outcome, RunOptions, run_on};
 use epl::{Error, Result};
 use epl_runtime::{Device, DeviceOptions};
 
@@ -101,7 +101,14 @@ fn run(arguments: &Arguments) -> Result<()> {
         None => procedural(arguments)?,
     };
     // An earlier run on the same data is replaced, so that the example can simply be run again.
-    let outcome = run_on(config, &device, dataset, sets, true, &mut Console::new())?;
+    let outcome = run_on(
+        config,
+        &device,
+        dataset,
+        sets,
+        &RunOptions { replace: true, ..RunOptions::default() },
+        &mut Console::new(),
+    )?;
     let mut out = std::io::stdout().lock();
     // A reader that is gone has seen what it wanted; everything is in the run's folder too.
     let _ = table(&mut out, &outcome, started);

@@ -10,6 +10,7 @@ mod schedule;
 mod tests;
 mod validate;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -158,9 +159,9 @@ pub struct Train {
     pub precision: Precision,
     /// Seed of every random number of the run.
     pub seed: u64,
-    /// Steps between two checkpoints.
+    /// Steps between two checkpoints; 0 for none but those at the end of every epoch.
     pub checkpoint_every: u64,
-    /// How many checkpoints are kept.
+    /// How many checkpoints are kept, the newest ones.
     pub keep_checkpoints: usize,
     /// Verification sets, evaluated at the end of every epoch.
     pub eval: Vec<PathBuf>,
@@ -225,6 +226,25 @@ impl Config {
         })
     }
 
+    /// The keys in which `self` and `other` differ, dotted and sorted, with both values as TOML; `None` for a key that one
+    /// of them does not have.
+    ///
+    /// # Errors
+    /// As [`Self::to_toml`].
+    pub fn differences(&self, other: &Self) -> Result<Vec<(String, Option<String>, Option<String>)>> {
+        let values = |config: &Self| -> Result<BTreeMap<String, String>> {
+            let table = config.to_toml()?.parse::<toml::Table>().unwrap_or_default();
+            let mut values = BTreeMap::new();
+            collect_values("", &table, &mut values);
+            Ok(values)
+        };
+        let (own, others) = (values(self)?, values(other)?);
+        let keys: BTreeSet<&String> = own.keys().chain(others.keys()).collect();
+        let pairs =
+            keys.into_iter().map(|key| (key.clone(), own.get(key).cloned(), others.get(key).cloned()));
+        Ok(pairs.filter(|(_, a, b)| a != b).collect())
+    }
+
     /// Every key of a configuration, dotted, leaves only; the search for the nearest known key needs them all.
     fn known_keys() -> Vec<String> {
         let mut full = Self::default();
@@ -237,6 +257,16 @@ impl Config {
             collect_keys("", &table, &mut keys);
         }
         keys
+    }
+}
+
+fn collect_values(prefix: &str, table: &toml::Table, values: &mut BTreeMap<String, String>) {
+    for (name, value) in table {
+        let key = reader::join(prefix, name);
+        match value {
+            toml::Value::Table(inner) => collect_values(&key, inner, values),
+            value => drop(values.insert(key, value.to_string())),
+        }
     }
 }
 

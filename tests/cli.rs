@@ -463,14 +463,6 @@ fn a_plan_needs_no_adapter() {
 }
 
 #[test]
-fn resuming_is_refused_clearly() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("config.toml");
-    std::fs::write(&path, "[data]\ntrain = 'faces'\n[train]\nout = 'run'\n").unwrap();
-    epl(&["train", path.to_str().unwrap(), "--resume"]).fails_with(2, &["--resume", "not available"]);
-}
-
-#[test]
 fn a_reader_that_goes_away_does_no_harm() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_epl"))
         .args(["ops", "list"])

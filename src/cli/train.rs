@@ -7,22 +7,26 @@ use clap::Args;
 use serde::Serialize;
 
 use super::eval::verification_table;
+use super::output::note;
 use super::{Context, Verdict};
+use crate::Result;
 use crate::config::Config;
 use crate::eval::VerificationReport;
-use crate::train::{self, Console};
-use crate::{Error, Result};
+use crate::train::state::Best;
+use crate::train::{self, Console, RunOptions, Stop};
 
 const EXAMPLES: &str = "\
 Examples:
   epl train config.toml
+  epl train config.toml --resume
   epl train config.toml --set optim.lr=0.05 --set train.out=runs/half-rate
   epl train config.toml --set 'data.augment=[]' --json 2> train.log";
 
 /// Train what a configuration describes
 ///
 /// The configuration's required keys are data.train and train.out; every other key has a default. The run's folder
-/// (train.out) gets config.toml as resolved, metrics.jsonl, model.safetensors and report.html.
+/// (train.out) gets config.toml as resolved, metrics.jsonl, checkpoints, model.safetensors and report.html. Ctrl-C stops
+/// after the current step with a checkpoint, from which --resume goes on.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Train {
@@ -31,7 +35,9 @@ pub struct Train {
     config: PathBuf,
     #[command(flatten)]
     overrides: Overrides,
-    /// Not in this version: go on where an interrupted run left off
+    /// Go on from the newest checkpoint in train.out that is whole; where there is none yet, start
+    ///
+    /// The result has the same bits as that of a run that was never interrupted.
     #[arg(long)]
     resume: bool,
 }
@@ -55,6 +61,12 @@ struct Summary {
     loss: f64,
     train_seconds: f64,
     images_per_second: f64,
+    /// Steps whose update was left out because something in them was not finite.
+    skipped: u64,
+    /// The best evaluation of all epochs.
+    best: Option<Best>,
+    /// Where the run was asked to stop: the checkpoint that it can go on from.
+    interrupted: Option<PathBuf>,
     /// The last evaluation of each set.
     evaluations: Vec<VerificationReport>,
 }
@@ -63,15 +75,26 @@ impl Train {
     pub fn run(&self, context: &Context) -> Result<Verdict> {
         let config = Config::load(&self.config, &self.overrides.set)?;
         let out = config.train.out.clone();
-        if self.resume {
-            return Err(Error::usage(
-                "--resume is not available in this version of epl",
-                format!("start anew, with another train.out than {}", out.display()),
-            ));
-        }
-        let outcome = train::run(config, &context.open()?, &mut Console::new())?;
+        let options = RunOptions { resume: self.resume, ..RunOptions::default() };
+        stop_on_signals(options.stop.clone());
+        let outcome = train::run(config, &context.open()?, &options, &mut Console::new())?;
+        let verdict = match &outcome.interrupted {
+            None => Verdict::Done,
+            Some(checkpoint) => {
+                note(format_args!(
+                    "stopped after step {}; the checkpoint is {}\nto go on: {}",
+                    outcome.steps,
+                    checkpoint.display(),
+                    self.resumption()
+                ));
+                Verdict::Failed
+            }
+        };
         context.present(&Summary {
             out,
+            interrupted: outcome.interrupted,
+            best: outcome.best,
+            skipped: outcome.skipped,
             steps: outcome.steps,
             epochs: outcome.epochs,
             loss: outcome.loss,
@@ -79,7 +102,40 @@ impl Train {
             images_per_second: outcome.images_per_second,
             evaluations: outcome.evaluations,
         })?;
-        Ok(Verdict::Done)
+        Ok(verdict)
+    }
+
+    /// The command that goes on with this run.
+    fn resumption(&self) -> String {
+        let mut command = format!("epl train {}", quoted(&self.config.to_string_lossy()));
+        for set in &self.overrides.set {
+            command += &format!(" --set {}", quoted(set));
+        }
+        command + " --resume"
+    }
+}
+
+/// An argument as a shell takes it.
+fn quoted(argument: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@".contains(c);
+    if !argument.is_empty() && argument.chars().all(plain) {
+        return argument.to_owned();
+    }
+    format!("'{}'", argument.replace('\'', "'\\''"))
+}
+
+/// Has Ctrl-C, and the signals by which systems end processes, ask the run to stop. A second one ends it at once: what was
+/// saved before stays.
+fn stop_on_signals(stop: Stop) {
+    let handler = move || {
+        if stop.requested() {
+            std::process::exit(130);
+        }
+        stop.request();
+        note("stopping after this step, with a checkpoint; once more to end at once");
+    };
+    if let Err(error) = ctrlc::set_handler(handler) {
+        note(format_args!("warning: Ctrl-C will end the run at once, without a checkpoint ({error})"));
     }
 }
 
@@ -93,9 +149,16 @@ impl Display for Summary {
         if !self.evaluations.is_empty() {
             write!(f, "{}", verification_table(&self.evaluations))?;
         }
-        for (what, file) in
-            [("weights", "model.safetensors"), ("metrics", "metrics.jsonl"), ("report", "report.html")]
-        {
+        if self.interrupted.is_some() {
+            return Ok(());
+        }
+        let mut files =
+            vec![("weights", "model.safetensors"), ("metrics", "metrics.jsonl"), ("report", "report.html")];
+        if let Some(best) = self.best {
+            writeln!(f, "best mean accuracy {:.4}, in epoch {}", best.accuracy, best.epoch)?;
+            files.insert(1, ("best", "model_best.safetensors"));
+        }
+        for (what, file) in files {
             writeln!(f, "{what:<8} {}", self.out.join(file).display())?;
         }
         Ok(())

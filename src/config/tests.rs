@@ -233,8 +233,7 @@ fn what_is_not_available_is_refused() {
     refused("model.arch=mobilefacenet", &["`model.arch`", unavailable]);
     refused("train.accumulate=2", &["`train.accumulate`", unavailable]);
     refused("train.precision=mixed", &["`train.precision`", unavailable, "\"f32\""]);
-    refused("train.checkpoint_every=10", &["`train.checkpoint_every`", "checkpoints are not available"]);
-    refused("train.keep_checkpoints=1", &["`train.keep_checkpoints`", "checkpoints are not available"]);
+    refused("train.keep_checkpoints=0", &["`train.keep_checkpoints`", "1 or more"]);
     refused("data.augment=[\"rotate\"]", &["`data.augment[0]`", "\"rotate\"", "\"mirror\""]);
     refused("data.augment=[\"mirror\", \"mirror\"]", &["`data.augment`", "2 times"]);
     for arch in ["ir18", "ir34", "ir50", "ir100", "ir200"] {

@@ -3,7 +3,7 @@
 use std::f64::consts::FRAC_PI_2;
 use std::fmt::Display;
 
-use super::{Augment, Config, Precision, Schedule, Train};
+use super::{Augment, Config, Precision, Schedule};
 use crate::head::{HeadForm, HeadKind};
 use crate::nn::ir::{MAX_BLOCKS, MAX_EMBEDDING, MAX_INPUT, MAX_WIDTH};
 use crate::{Error, Result};
@@ -257,20 +257,6 @@ impl Config {
             train.hard_cosine,
             "a cosine in [-1, 1]",
         )?;
-        let default = Train::default();
-        let no_checkpoints =
-            "the default, which has no effect, because checkpoints are not available in this version";
-        available(
-            train.checkpoint_every == default.checkpoint_every,
-            "train.checkpoint_every",
-            train.checkpoint_every,
-            no_checkpoints,
-        )?;
-        available(
-            train.keep_checkpoints == default.keep_checkpoints,
-            "train.keep_checkpoints",
-            train.keep_checkpoints,
-            no_checkpoints,
-        )
+        require(train.keep_checkpoints >= 1, "train.keep_checkpoints", train.keep_checkpoints, "1 or more")
     }
 }

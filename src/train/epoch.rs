@@ -1,10 +1,12 @@
 //! Sums over the steps of an epoch.
 
+use serde::{Deserialize, Serialize};
+
 use crate::train::histogram::Histogram;
 use crate::train::step::StepResult;
 
 /// What the steps of an epoch gave.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct EpochSums {
     loss: f64,
     steps: u64,

@@ -1,6 +1,7 @@
 //! What a training run tells whoever watches it.
 
 use std::io::Write;
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -17,6 +18,8 @@ pub trait Observer {
     fn epoch(&mut self, _epoch: u32, _mean_loss: f64, _prototypes: Option<&PrototypePoint>) {}
     /// A verification set was evaluated.
     fn evaluation(&mut self, _epoch: u32, _report: &VerificationReport) {}
+    /// A checkpoint was written after `step` steps: its bytes, and the time that it took.
+    fn checkpoint(&mut self, _step: u64, _bytes: u64, _took: Duration) {}
     /// Anything else worth a line.
     fn message(&mut self, _text: &str) {}
     /// The run ended.
@@ -104,6 +107,11 @@ impl Observer for Console {
             "  {}: accuracy {:.4} +- {:.4}, AUC {:.4}, EER {:.4}",
             report.name, report.accuracy, report.accuracy_std, report.auc, report.eer
         ));
+    }
+
+    fn checkpoint(&mut self, step: u64, bytes: u64, took: Duration) {
+        let (mib, seconds) = (bytes as f64 / f64::from(1 << 20), took.as_secs_f64());
+        self.message(&format!("checkpoint after step {step}: {mib:.1} MiB in {seconds:.1} s"));
     }
 
     fn message(&mut self, text: &str) {

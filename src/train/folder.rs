@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::checkpoint::Checkpoints;
 use crate::config::Config;
-use crate::interchange::safetensors::write_atomically;
+use crate::interchange::files::{remove, write_atomically};
 use crate::train::metrics::{MetricsLog, Record};
 use crate::{Error, Result};
 
@@ -30,14 +31,38 @@ impl RunFolder {
                 ));
             }
             // The weights last: until they are gone the folder is that of a finished run.
-            for name in ["report.html", "metrics.jsonl", "model.safetensors"] {
+            for name in
+                ["report.html", "metrics.jsonl", "model_best.safetensors", "checkpoints", "model.safetensors"]
+            {
                 remove(&path.join(name))?;
             }
+        }
+        let checkpoints = Checkpoints::of(&path);
+        if checkpoints.any()? {
+            if !(replace && holds_run_on(&path, &config.data.train)) {
+                return Err(Error::usage(
+                    format!("{} already holds an interrupted run", path.display()),
+                    "go on with it (--resume), choose another folder (train.out), or move that folder away",
+                ));
+            }
+            remove(checkpoints.folder())?;
         }
         write_atomically(&path.join("config.toml"), config.to_toml()?.as_bytes())?;
         let log = path.join("metrics.jsonl");
         remove(&log)?;
         Ok(Self { metrics: MetricsLog::open(&log)?, path })
+    }
+
+    /// Opens the folder of an interrupted run that goes on after `step` steps and `epochs` whole epochs: what the log has
+    /// beyond them goes.
+    ///
+    /// # Errors
+    /// A log that cannot be read or written.
+    pub fn resume(config: &Config, step: u64, epochs: u32) -> Result<Self> {
+        let path = config.train.out.clone();
+        write_atomically(&path.join("config.toml"), config.to_toml()?.as_bytes())?;
+        let metrics = MetricsLog::cut(&path.join("metrics.jsonl"), step, epochs)?;
+        Ok(Self { metrics, path })
     }
 
     /// Logs what was measured.
@@ -58,6 +83,11 @@ impl RunFolder {
         self.path.join("model.safetensors")
     }
 
+    /// Weights of the epoch with the best evaluation.
+    pub fn best_path(&self) -> PathBuf {
+        self.path.join("model_best.safetensors")
+    }
+
     /// The report.
     pub fn report_path(&self) -> PathBuf {
         self.path.join("report.html")
@@ -72,12 +102,4 @@ impl RunFolder {
 /// Whether the configuration in `folder` says that its run was trained on `data`. One that cannot be read says nothing.
 fn holds_run_on(folder: &Path, data: &Path) -> bool {
     Config::load(&folder.join("config.toml"), &[]).is_ok_and(|config| config.data.train == data)
-}
-
-/// Removes a file, if it is there.
-fn remove(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path, source)),
-        _ => Ok(()),
-    }
 }

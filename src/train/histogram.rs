@@ -1,5 +1,7 @@
 //! How the values of an epoch are spread, in memory that does not grow with the number of samples.
 
+use serde::{Deserialize, Serialize};
+
 use crate::report::{PERCENTILES, Percentiles};
 
 /// Bins over [-1, 1]. A percentile is exact to the width of one, 0.0005.
@@ -9,7 +11,8 @@ const UNIT: f64 = (1_u64 << 40) as f64;
 
 /// A histogram of cosines. All that it keeps are counts, extremes and a sum in fixed point, so that its results do not
 /// depend on the order in which the values came.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Stored", into = "Stored")]
 pub struct Histogram {
     bins: Vec<u64>,
     count: u64,
@@ -85,6 +88,51 @@ impl Histogram {
     }
 }
 
+/// A histogram in a file: the bins that are not empty, and the rest without a loss of bits.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    bins: Vec<(usize, u64)>,
+    /// JSON has no integers of 128 bits.
+    sum: String,
+    least_bits: u32,
+    most_bits: u32,
+    threshold: f64,
+    below: u64,
+}
+
+impl From<Histogram> for Stored {
+    fn from(histogram: Histogram) -> Self {
+        let bins = histogram.bins.into_iter().enumerate().filter(|(_, count)| *count > 0).collect();
+        Self {
+            bins,
+            sum: histogram.sum.to_string(),
+            least_bits: histogram.least.to_bits(),
+            most_bits: histogram.most.to_bits(),
+            threshold: histogram.threshold,
+            below: histogram.below,
+        }
+    }
+}
+
+impl TryFrom<Stored> for Histogram {
+    type Error = String;
+
+    fn try_from(stored: Stored) -> Result<Self, String> {
+        let mut histogram = Self::new(stored.threshold);
+        for (bin, count) in stored.bins {
+            let place = histogram.bins.get_mut(bin).ok_or(format!("bin {bin} of {BINS}"))?;
+            *place = count;
+            histogram.count = histogram.count.checked_add(count).ok_or("more values than can be counted")?;
+        }
+        histogram.sum = stored.sum.parse().map_err(|_| format!("the sum {:?}", stored.sum))?;
+        histogram.least = f32::from_bits(stored.least_bits);
+        histogram.most = f32::from_bits(stored.most_bits);
+        histogram.below = stored.below;
+        Ok(histogram)
+    }
+}
+
 /// Mean and percentiles of values that are all at hand, here an angle a class. What is not finite is passed over.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
@@ -122,6 +170,21 @@ fn quantile(sorted: &[f64], share: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_histogram_survives_json() {
+        for values in [&[][..], &[0.25, -1.0, 0.9999999, 1.0, -0.1, f32::MIN_POSITIVE]] {
+            let mut histogram = Histogram::new(0.3);
+            values.iter().for_each(|&value| histogram.add(value));
+            let text = serde_json::to_string(&histogram).unwrap();
+            assert_eq!(serde_json::from_str::<Histogram>(&text).unwrap(), histogram);
+        }
+        let text = serde_json::to_string(&Histogram::new(0.3)).unwrap();
+        for (from, to) in [("\"bins\":[]", "\"bins\":[[4096,1]]"), ("\"0\"", "\"x\"")] {
+            let text = text.replace(from, to);
+            assert!(serde_json::from_str::<Histogram>(&text).is_err(), "{text}");
+        }
+    }
 
     /// Cosines without a pattern: the golden ratio's multiples are spread evenly over [0, 1).
     fn cosines() -> Vec<f32> {

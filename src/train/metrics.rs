@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::interchange::files::write_atomically;
 use crate::report::{EvalPoint, PrototypePoint, Report, StepPoint};
 use crate::{Error, Result};
 
@@ -45,6 +46,32 @@ impl MetricsLog {
             file.seek(SeekFrom::End(0)).map_err(at)?;
         }
         Ok(Self { path: path.to_path_buf(), file })
+    }
+
+    /// Opens the log of a run that goes on after `step` steps and `epochs` whole epochs, and takes out what it has beyond
+    /// them: steps that will be taken again, and what was measured at the end of an epoch that will end again.
+    ///
+    /// # Errors
+    /// Those of [`read`], and a file that cannot be written.
+    pub fn cut(path: &Path, step: u64, epochs: u32) -> Result<Self> {
+        let records = match read(path) {
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            records => records?,
+        };
+        let mut text = String::new();
+        for record in records {
+            let stays = match &record {
+                Record::Step(point) => point.step <= step,
+                Record::Eval(point) => point.epoch <= epochs,
+                Record::Prototypes(point) => point.epoch <= epochs,
+            };
+            if stays {
+                text += &serde_json::to_string(&record).map_err(|error| Error::io(path, error.into()))?;
+                text.push('\n');
+            }
+        }
+        write_atomically(path, text.as_bytes())?;
+        Self::open(path)
     }
 
     /// Appends a line. Values that are not finite become `null`.

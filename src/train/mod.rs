@@ -5,6 +5,7 @@ use std::sync::Arc;
 use epl_runtime::Device;
 
 use crate::Result;
+use crate::checkpoint::{Checkpoint, Checkpoints};
 use crate::config::Config;
 use crate::data::{self, Dataset};
 use crate::eval::pairs::PairSet;
@@ -15,49 +16,102 @@ pub mod folder;
 pub mod histogram;
 pub mod metrics;
 pub mod plan;
+mod progress;
 pub mod prototypes;
+pub mod run;
 pub mod sheet;
+pub mod state;
 pub mod step;
 pub mod summary;
 pub mod trainer;
 
 pub use events::{Console, Observer, Silent};
 pub use folder::RunFolder;
-pub use trainer::{Outcome, Trainer};
+use state::TrainingState;
+
+pub use run::{Outcome, Stop};
+pub use trainer::Trainer;
+
+/// How a run begins and ends.
+#[derive(Clone, Debug, Default)]
+pub struct RunOptions {
+    /// Go on from the newest checkpoint that is whole, if there is one.
+    pub resume: bool,
+    /// Take the place of a finished run on the same data (see [`RunFolder::create`]).
+    pub replace: bool,
+    /// What asks the run to stop.
+    pub stop: Stop,
+}
 
 /// Trains as `config` says, from opening the data to writing the report.
-pub fn run(config: Config, device: &Arc<Device>, observer: &mut dyn Observer) -> Result<Outcome> {
+///
+/// # Errors
+/// As [`run_on`], and data or verification sets that cannot be opened.
+pub fn run(
+    config: Config,
+    device: &Arc<Device>,
+    options: &RunOptions,
+    observer: &mut dyn Observer,
+) -> Result<Outcome> {
     config.validate()?;
-    let options = data::Options {
+    let as_read = data::Options {
         size: config.model.input,
         resize: config.data.resize,
         num_classes: config.data.num_classes,
     };
-    let dataset: Arc<dyn Dataset> = data::open(&config.data.train, &options)?.into();
+    let dataset: Arc<dyn Dataset> = data::open(&config.data.train, &as_read)?.into();
     let sets =
         config.train.eval.iter().map(|path| PairSet::open_bin(path)).collect::<Result<Vec<PairSet>>>()?;
-    run_on(config, device, dataset, sets, false, observer)
+    run_on(config, device, dataset, sets, options, observer)
 }
 
-/// Trains on an opened dataset, evaluates on opened sets, and writes the run's folder; with `replace` in the place of a
-/// finished run on the same data (see [`RunFolder::create`]).
+/// Trains on an opened dataset, evaluates on opened sets, and writes the run's folder.
+///
+/// # Errors
+/// Whatever is wrong with the configuration, before anything is written; a folder that holds another run; then those of
+/// [`Trainer::run`].
 pub fn run_on(
     config: Config,
     device: &Arc<Device>,
     dataset: Arc<dyn Dataset>,
     sets: Vec<PairSet>,
-    replace: bool,
+    options: &RunOptions,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
     // The model comes first: whatever is wrong with the configuration leaves no folder behind,
     // and the run that is to be replaced as it was.
-    let (mut trainer, left) = Trainer::new(config, device, dataset, sets)?;
+    let mut trainer = Trainer::new(config, device, dataset, sets)?;
     let config = trainer.config().clone();
-    let mut folder = RunFolder::create(&config, replace)?;
-    if !left.is_empty() {
-        observer.message(&format!("not in the weights given, so started anew: {}", left.join(", ")));
+    let checkpoints = Checkpoints::of(&config.train.out);
+    let mut start: Option<Checkpoint<TrainingState>> = None;
+    if options.resume {
+        start = checkpoints.newest(|error| observer.message(&format!("warning: passed over: {error}")))?;
+        if start.is_none() {
+            let folder = checkpoints.folder().display();
+            observer.message(&format!("there is no checkpoint in {folder} yet: starting from the beginning"));
+        }
     }
-    let outcome = trainer.run(&mut folder, observer)?;
-    summary::report(&config, &trainer, &folder, &outcome)?.write(&folder.report_path())?;
+    let mut folder = match start {
+        Some(checkpoint) => {
+            let (step, epoch) = (checkpoint.step, checkpoint.body.epoch);
+            let place = checkpoint.folder.display().to_string();
+            for change in trainer.restore(checkpoint)? {
+                observer.message(&format!("warning: unlike in the run that is resumed: {change}"));
+            }
+            observer.message(&format!("going on after step {step}, in epoch {epoch}, from {place}"));
+            RunFolder::resume(&config, step, epoch.saturating_sub(1))?
+        }
+        None => {
+            let left = trainer.initialize()?;
+            if !left.is_empty() {
+                observer.message(&format!("not in the weights given, so started anew: {}", left.join(", ")));
+            }
+            RunFolder::create(&config, options.replace)?
+        }
+    };
+    let outcome = trainer.run(&mut folder, &options.stop, observer)?;
+    if outcome.interrupted.is_none() {
+        summary::report(&config, &trainer, &folder, &outcome)?.write(&folder.report_path())?;
+    }
     Ok(outcome)
 }

@@ -1,10 +1,17 @@
 //! What the prototypes do over a run: how near samples are to them, how far they move, which classes were seen.
 
-use crate::Result;
+use crate::interchange::safetensors::{StateDict, Value};
+use crate::interchange::tensor_file::{TensorFile, TensorSource};
 use crate::model::{Model, PrototypeRows};
 use crate::report::{Percentiles, PrototypePoint};
 use crate::train::epoch::EpochSums;
 use crate::train::histogram::{Histogram, Spread};
+use crate::{Error, Result};
+
+/// Name in a checkpoint of the set of classes that were seen, a bit each.
+const SEEN: &str = "watch.classes_seen";
+/// Name in a checkpoint of the watched rows of Q when the epoch started.
+const BEFORE: &str = "watch.queue_before";
 
 /// Classes whose prototypes are read back, at most: enough for percentiles, few enough to read every epoch.
 const WATCHED: usize = 4096;
@@ -36,6 +43,40 @@ impl PrototypeWatch {
             None => None,
         };
         Ok(Self { k: epl.map(|epl| epl.k), hard_cosine, watched, before, seen: SeenClasses::new(classes) })
+    }
+
+    /// Adds to `dict` what a checkpoint needs of it.
+    pub fn save(&self, dict: &mut StateDict, dimension: usize) {
+        let seen = self.seen.bits.iter().map(|&word| word.cast_signed()).collect();
+        dict.tensors.insert(SEEN.into(), (vec![self.seen.bits.len()], Value::I64(seen)));
+        if let Some(before) = &self.before {
+            dict.insert(BEFORE, &[self.watched.len(), dimension], before.clone());
+        }
+    }
+
+    /// Takes what [`Self::save`] wrote.
+    ///
+    /// # Errors
+    /// Where it is not there, or of another size.
+    pub fn restore(&mut self, file: &TensorFile) -> Result<()> {
+        let seen = file.integers(SEEN)?;
+        let before = match &self.before {
+            Some(_) => Some(file.floats_of(BEFORE)?),
+            None => None,
+        };
+        if seen.len() != self.seen.bits.len()
+            || before.as_ref().map(Vec::len) != self.before.as_ref().map(Vec::len)
+        {
+            return Err(Error::data(
+                file.path().display().to_string(),
+                format!("{SEEN} of {} words", seen.len()),
+                format!("{} classes", self.seen.classes),
+                "go on with the model that the checkpoint is of",
+            ));
+        }
+        self.seen.bits = seen.into_iter().map(i64::cast_unsigned).collect();
+        self.before = before;
+        Ok(())
     }
 
     /// Notes that a step trains on samples of these classes.

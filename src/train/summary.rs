@@ -7,8 +7,9 @@ use crate::head::HeadForm;
 use crate::report::{EvalPoint, Report, RocCurve};
 use crate::train::folder::RunFolder;
 use crate::train::metrics::{self, add_to_report};
+use crate::train::run::Outcome;
 use crate::train::sheet::face_sheet;
-use crate::train::trainer::{Outcome, Trainer};
+use crate::train::trainer::Trainer;
 
 /// Sample faces on the sheet.
 const SHEET_FACES: usize = 10;

@@ -10,7 +10,7 @@ use epl::eval::noise::{Prototypes, Ranking, labels, rank};
 use epl::interchange::safetensors::StateDict;
 use epl::model::{HEAD_QUEUE, HEAD_WEIGHT, Model};
 use epl::train::trainer::spec_of;
-use epl::train::{Silent, run_on};
+use epl::train::{RunOptions, Silent, run_on};
 
 use super::{config, device, head};
 
@@ -40,7 +40,7 @@ fn mislabelled_faces_rank_at_the_top() {
     config.model.input = SIZE;
     config.model.embedding = 32;
     config.train.batch_size = 24;
-    run_on(config.clone(), &device(), data.clone(), Vec::new(), false, &mut Silent).unwrap();
+    run_on(config.clone(), &device(), data.clone(), Vec::new(), &RunOptions::default(), &mut Silent).unwrap();
 
     let weights = StateDict::read(&config.train.out.join("model.safetensors")).unwrap();
     let classes = data.num_classes();

@@ -9,7 +9,7 @@ use epl::data::Dataset;
 use epl::eval::embedder::Embedder;
 use epl::model::{Model, ModelSpec};
 use epl::train::trainer::spec_of;
-use epl::train::{Silent, run, run_on};
+use epl::train::{RunOptions, Silent, run, run_on};
 use epl::{Error, Result};
 
 use super::{BATCH, IDENTITIES, IMAGES, config, device, faces, faces_of, head, resolved};
@@ -33,7 +33,7 @@ impl Place {
     }
 
     fn train(&self, config: Config, data: Arc<dyn Dataset>) -> Result<()> {
-        run_on(config, &device(), data, Vec::new(), false, &mut Silent).map(|_| ())
+        run_on(config, &device(), data, Vec::new(), &RunOptions::default(), &mut Silent).map(|_| ())
     }
 
     /// Writes the folder of identity folders that `train` is to read. Image `odd` has another size.
@@ -86,7 +86,7 @@ fn data_that_is_not_there() {
     let place = Place::new();
     let mut config = place.config();
     config.data.train = place.folder.path().join("absent");
-    refused(run(config, &device(), &mut Silent).map(|_| ()), 1, &["absent"]);
+    refused(run(config, &device(), &RunOptions::default(), &mut Silent).map(|_| ()), 1, &["absent"]);
     assert!(!place.out().exists(), "a folder was left behind");
 }
 
@@ -96,7 +96,7 @@ fn verification_sets_and_initial_weights_that_are_not_there() {
     let mut config = place.config();
     config.data.train = place.write_images(None);
     config.train.eval = vec!["no such set.bin".into()];
-    refused(run(config, &device(), &mut Silent).map(|_| ()), 1, &["no such set.bin"]);
+    refused(run(config, &device(), &RunOptions::default(), &mut Silent).map(|_| ()), 1, &["no such set.bin"]);
     let mut config = place.config();
     config.model.init = Some("no such weights.safetensors".into());
     refused(place.train(config, faces()), 1, &["no such weights.safetensors"]);
@@ -178,12 +178,16 @@ fn one_image_of_another_size_among_many() {
     let place = Place::new();
     let mut config = place.config();
     config.data.train = place.write_images(Some(17));
-    let error = refused(run(config.clone(), &device(), &mut Silent).map(|_| ()), 1, &["17.png", "20"]);
+    let error = refused(
+        run(config.clone(), &device(), &RunOptions::default(), &mut Silent).map(|_| ()),
+        1,
+        &["17.png", "20"],
+    );
     assert!(error.hint().unwrap().contains("data.resize"), "{error}");
     assert!(!place.out().join("model.safetensors").exists(), "a run that failed is not finished");
     // What the hint says helps, in the same folder.
     config.data.resize = true;
-    run(config, &device(), &mut Silent).unwrap();
+    run(config, &device(), &RunOptions::default(), &mut Silent).unwrap();
     assert!(place.out().join("model.safetensors").exists());
 }
 
@@ -195,7 +199,7 @@ fn an_image_that_is_cut_off() {
     let file = config.data.train.join("person 1").join("4.png");
     let bytes = std::fs::read(&file).unwrap();
     std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
-    refused(run(config, &device(), &mut Silent).map(|_| ()), 1, &["4.png"]);
+    refused(run(config, &device(), &RunOptions::default(), &mut Silent).map(|_| ()), 1, &["4.png"]);
 }
 
 #[test]
@@ -204,7 +208,11 @@ fn more_people_than_classes() {
     let mut config = place.config();
     config.data.train = place.write_images(None);
     config.data.num_classes = Some(2);
-    refused(run(config, &device(), &mut Silent).map(|_| ()), 2, &["data.num_classes is 2", "3 identities"]);
+    refused(
+        run(config, &device(), &RunOptions::default(), &mut Silent).map(|_| ()),
+        2,
+        &["data.num_classes is 2", "3 identities"],
+    );
     assert!(!place.out().exists(), "a folder was left behind");
 }
 
@@ -234,8 +242,17 @@ fn a_finished_run_is_left_alone() {
 #[test]
 fn only_a_run_on_the_same_data_is_replaced() {
     let place = Place::new();
-    let replace =
-        |config: Config| run_on(config, &device(), faces(), Vec::new(), true, &mut Silent).map(|_| ());
+    let replace = |config: Config| {
+        run_on(
+            config,
+            &device(),
+            faces(),
+            Vec::new(),
+            &RunOptions { replace: true, ..RunOptions::default() },
+            &mut Silent,
+        )
+        .map(|_| ())
+    };
     place.train(place.config(), faces()).unwrap();
     let before = contents(&place.out());
     // Neither a run on other data nor a configuration that cannot start takes its place.

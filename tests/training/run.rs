@@ -9,13 +9,13 @@ use epl::model::{Model, PrototypeRows};
 use epl::report::{Percentiles, PrototypePoint, StepPoint};
 use epl::train::metrics::{self, Record};
 use epl::train::trainer::spec_of;
-use epl::train::{Observer, Outcome, Silent, run_on};
+use epl::train::{Observer, Outcome, RunOptions, Silent, run_on};
 use epl_runtime::Device;
 
 use super::{IDENTITIES, STEPS_PER_EPOCH, config, device, faces, fresh_device, head, resolved};
 
 fn train(config: &Config, device: &Arc<Device>) -> Outcome {
-    run_on(config.clone(), device, faces(), Vec::new(), false, &mut Silent).unwrap()
+    run_on(config.clone(), device, faces(), Vec::new(), &RunOptions::default(), &mut Silent).unwrap()
 }
 
 fn records(config: &Config) -> (Vec<StepPoint>, Vec<PrototypePoint>) {
@@ -181,7 +181,7 @@ fn the_empirical_branch_joins_at_its_epoch() {
         config.head.epl.as_mut().unwrap().start_epoch = start_epoch;
         let device = fresh_device();
         let mut sessions = Sessions { device: device.clone(), first: 0, second: 0 };
-        run_on(config.clone(), &device, faces(), Vec::new(), false, &mut sessions).unwrap();
+        run_on(config.clone(), &device, faces(), Vec::new(), &RunOptions::default(), &mut sessions).unwrap();
         (sessions, config)
     };
     // Only sessions make bind groups.

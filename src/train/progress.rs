@@ -1,0 +1,139 @@
+//! Where a run is.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crate::train::epoch::EpochSums;
+use crate::train::prototypes::PrototypeWatch;
+use crate::train::run::Outcome;
+use crate::train::state::{Best, TrainingState};
+
+/// A step in flight.
+pub(super) struct InFlight {
+    pub(super) step: u64,
+    pub(super) epoch: u32,
+    pub(super) lr: f64,
+}
+
+/// Where the loop is.
+pub(super) struct Progress {
+    /// Steps of the whole run.
+    pub(super) total: u64,
+    /// Steps submitted so far.
+    pub(super) submitted: u64,
+    /// The epoch in progress, counted from 1.
+    pub(super) epoch: u32,
+    /// Batches of it that were submitted.
+    pub(super) batch: u64,
+    pub(super) flights: VecDeque<InFlight>,
+    pub(super) sums: EpochSums,
+    pub(super) watch: PrototypeWatch,
+    /// Mean loss of the last epoch that has ended; NaN before.
+    pub(super) epoch_loss: f64,
+    pub(super) best: Option<Best>,
+    /// The last checkpoint that was written, and after how many steps.
+    pub(super) saved: Option<(u64, PathBuf)>,
+    /// Steps whose update was left out.
+    pub(super) skipped: u64,
+    /// Seconds of training, as far as the clock was stopped.
+    pub(super) train_seconds: f64,
+    /// When the clock was started.
+    started: Instant,
+    /// When the last line was logged, without the time in which the clock stood still since.
+    pub(super) logged_at: Instant,
+    /// When the clock was stopped.
+    stopped: Option<Instant>,
+    pub(super) logged_images: usize,
+    /// Time since the last line in which the loader was waited for.
+    pub(super) waited: Duration,
+    hard_cosine: f64,
+}
+
+impl Progress {
+    /// At the start of a run of `total` steps.
+    pub(super) fn new(total: u64, watch: PrototypeWatch, hard_cosine: f64) -> Self {
+        let now = Instant::now();
+        Self {
+            total,
+            submitted: 0,
+            epoch: 1,
+            batch: 0,
+            flights: VecDeque::new(),
+            sums: EpochSums::new(hard_cosine),
+            watch,
+            epoch_loss: f64::NAN,
+            best: None,
+            saved: None,
+            skipped: 0,
+            train_seconds: 0.0,
+            started: now,
+            logged_at: now,
+            stopped: Some(now),
+            logged_images: 0,
+            waited: Duration::ZERO,
+            hard_cosine,
+        }
+    }
+
+    /// Goes on from a checkpoint after `step` steps.
+    pub(super) fn go_on(&mut self, step: u64, state: TrainingState) {
+        self.submitted = step;
+        self.epoch = state.epoch;
+        self.batch = state.batch;
+        self.sums = state.sums;
+        self.epoch_loss = state.epoch_loss.unwrap_or(f64::NAN);
+        self.best = state.best;
+        self.skipped = state.skipped;
+        self.train_seconds = state.train_seconds;
+    }
+
+    /// Lets the clock run, for training and throughput.
+    pub(super) fn start_clock(&mut self) {
+        let now = Instant::now();
+        if let Some(stopped) = self.stopped.take() {
+            self.logged_at += now.duration_since(stopped);
+        }
+        self.started = now;
+    }
+
+    /// Stops the clock, for work that is not training.
+    pub(super) fn stop_clock(&mut self) {
+        let now = Instant::now();
+        self.train_seconds += now.duration_since(self.started).as_secs_f64();
+        self.stopped = Some(now);
+    }
+
+    /// A line was logged.
+    pub(super) fn logged(&mut self) {
+        self.logged_at = Instant::now();
+        self.logged_images = 0;
+        self.waited = Duration::ZERO;
+    }
+
+    /// The epoch in progress has ended, and all that comes at its end is done. One that the limit of steps cut off, of
+    /// `batches` in all, is still in progress: with a higher limit it goes on.
+    pub(super) fn next_epoch(&mut self, batches: u64) {
+        if self.batch >= batches {
+            self.epoch += 1;
+            self.batch = 0;
+            self.sums = EpochSums::new(self.hard_cosine);
+        }
+    }
+
+    /// How the run stands, with `batch` images a step.
+    pub(super) fn outcome(&self, batch: usize) -> Outcome {
+        let images = self.submitted as f64 * batch as f64;
+        Outcome {
+            steps: self.submitted,
+            epochs: if self.batch == 0 { self.epoch.saturating_sub(1) } else { self.epoch },
+            loss: self.epoch_loss,
+            train_seconds: self.train_seconds,
+            images_per_second: images / self.train_seconds.max(1e-9),
+            skipped: self.skipped,
+            evaluations: Vec::new(),
+            best: self.best,
+            interrupted: None,
+        }
+    }
+}

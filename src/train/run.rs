@@ -1,0 +1,398 @@
+//! The training loop: epochs, steps, what is logged, and what is left behind.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use crate::checkpoint::{Checkpoint, Checkpoints};
+use crate::config::LearningRate;
+use crate::data::Batch;
+use crate::eval::embedder::Embedder;
+use crate::eval::verify::VerificationReport;
+use crate::interchange::safetensors::StateDict;
+use crate::nn::input::packed_bytes;
+use crate::report::StepPoint;
+use crate::train::events::Observer;
+use crate::train::folder::RunFolder;
+use crate::train::metrics::Record;
+use crate::train::progress::{InFlight, Progress};
+use crate::train::prototypes::PrototypeWatch;
+use crate::train::state::{Best, Fingerprint, TrainingState};
+use crate::train::step::StepResult;
+use crate::train::summary::eval_point;
+use crate::train::trainer::{EVALUATION_BATCH, Trainer};
+use crate::{Error, Result};
+
+/// Asks a run to stop after the step that it is at. Clones ask the same run.
+#[derive(Clone, Debug, Default)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// Asks.
+    pub fn request(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was asked.
+    pub fn requested(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Steps done, those before a resumption included.
+    pub steps: u64,
+    /// Epochs done.
+    pub epochs: u32,
+    /// Mean loss of the last epoch.
+    pub loss: f64,
+    /// Seconds of training, evaluations and checkpoints left out.
+    pub train_seconds: f64,
+    /// Images a second over all training.
+    pub images_per_second: f64,
+    /// Steps whose update was left out.
+    pub skipped: u64,
+    /// The last evaluation of each set.
+    pub evaluations: Vec<VerificationReport>,
+    /// The best evaluation of all epochs.
+    pub best: Option<Best>,
+    /// Where the run was asked to stop before its end: the checkpoint that it can go on from.
+    pub interrupted: Option<PathBuf>,
+}
+
+/// How an epoch went.
+enum Epoch {
+    Whole,
+    Interrupted,
+}
+
+impl Trainer {
+    /// Puts model and position where `checkpoint` has them; [`Self::run`] goes on from there. Returns what differs from the
+    /// run that wrote it, a line each.
+    ///
+    /// # Errors
+    /// A checkpoint of another model, or of a run whose position means nothing in this one.
+    pub fn restore(&mut self, checkpoint: Checkpoint<TrainingState>) -> Result<Vec<String>> {
+        let changed = checkpoint.body.admits(
+            &self.config,
+            &Fingerprint::of(self.dataset.as_ref())?,
+            &self.device_names(),
+        )?;
+        self.model.restore_training(&checkpoint.state, &checkpoint.state.path().display().to_string())?;
+        self.start = Some(checkpoint);
+        Ok(changed)
+    }
+
+    fn device_names(&self) -> [String; 3] {
+        let description = self.device.description();
+        [description.name.clone(), description.backend.clone(), description.driver.clone()]
+    }
+
+    /// Trains to the end of the configuration, or until `stop` is asked for, writing into `folder`.
+    ///
+    /// # Errors
+    /// Data that cannot be read, a loss that is not finite, a file that cannot be written, a lost device. What was saved
+    /// before stays.
+    pub fn run(
+        &mut self,
+        folder: &mut RunFolder,
+        stop: &Stop,
+        observer: &mut dyn Observer,
+    ) -> Result<Outcome> {
+        let steps_per_epoch = self.loader.batches_per_epoch() as u64;
+        let schedule = LearningRate::new(&self.config.optim, &self.config.train);
+        let total = schedule.total_steps(steps_per_epoch);
+        let checkpoints = Checkpoints::of(folder.path());
+        observer.start(total, steps_per_epoch, &self.summary());
+
+        let hard_cosine = self.config.train.hard_cosine;
+        let mut progress = Progress::new(total, PrototypeWatch::new(&self.model, hard_cosine)?, hard_cosine);
+        if let Some(start) = self.start.take() {
+            progress.watch.restore(&start.state)?;
+            progress.go_on(start.step, start.body);
+        }
+        let mut evaluated = None;
+        let mut interrupted = false;
+        for epoch in progress.epoch..=self.config.train.epochs {
+            if progress.submitted >= total && progress.batch == 0 {
+                break;
+            }
+            self.session_for(epoch)?;
+            let ended = self.run_epoch(&schedule, &checkpoints, &mut progress, folder, stop, observer)?;
+            if matches!(ended, Epoch::Interrupted) {
+                interrupted = true;
+                break;
+            }
+            let last = epoch == self.config.train.epochs || progress.submitted >= total;
+            evaluated = Some(self.end_epoch(last, &checkpoints, &mut progress, folder, observer)?);
+            if stop.requested() && !last {
+                interrupted = true;
+                break;
+            }
+        }
+        let mut outcome = progress.outcome(self.config.train.batch_size * self.config.train.accumulate);
+        if interrupted {
+            // The end of an epoch has written one, unless it failed; this one must not.
+            let saved = progress.saved.take().filter(|(step, _)| *step == progress.submitted);
+            outcome.interrupted = Some(match saved {
+                Some((_, path)) => path,
+                None => self.checkpoint(&checkpoints, &progress, observer)?,
+            });
+        } else {
+            outcome.evaluations = match evaluated {
+                Some(reports) => reports,
+                // A run that had ended but for its last files.
+                None => {
+                    self.model.save(&folder.weights_path(), progress.submitted)?;
+                    self.evaluate(&mut |_| Ok(()))?
+                }
+            };
+        }
+        observer.end();
+        Ok(outcome)
+    }
+
+    /// Trains from the position to the end of its epoch, unless it is asked to stop.
+    fn run_epoch(
+        &mut self,
+        schedule: &LearningRate,
+        checkpoints: &Checkpoints,
+        progress: &mut Progress,
+        folder: &mut RunFolder,
+        stop: &Stop,
+        observer: &mut dyn Observer,
+    ) -> Result<Epoch> {
+        let steps_per_epoch = self.loader.batches_per_epoch() as u64;
+        let every = self.config.train.checkpoint_every;
+        // The time between epochs goes to evaluation, and is no throughput.
+        progress.start_clock();
+        let first = usize::try_from(progress.batch).unwrap_or(usize::MAX);
+        let mut batches = self.loader.epoch(progress.epoch, first)?;
+        while progress.submitted < progress.total {
+            let asked = Instant::now();
+            let Some(batch) = batches.next() else { break };
+            progress.waited += asked.elapsed();
+            let batch = batch?;
+            let lr = schedule.lr(progress.submitted, steps_per_epoch);
+            self.submit(&batch, lr, progress)?;
+            self.collect(false, progress, folder, observer)?;
+            batches.recycle(batch);
+            let ends_epoch = progress.batch == steps_per_epoch || progress.submitted == progress.total;
+            if stop.requested() {
+                self.collect(true, progress, folder, observer)?;
+                progress.stop_clock();
+                return Ok(Epoch::Interrupted);
+            }
+            // The end of an epoch has a checkpoint of its own.
+            if every > 0 && progress.submitted.is_multiple_of(every) && !ends_epoch {
+                self.collect(true, progress, folder, observer)?;
+                progress.stop_clock();
+                self.try_checkpoint(checkpoints, progress, observer);
+                progress.start_clock();
+            }
+        }
+        self.collect(true, progress, folder, observer)?;
+        progress.stop_clock();
+        Ok(Epoch::Whole)
+    }
+
+    /// What comes at an epoch's end: the figures of its prototypes, evaluation, weights, and a checkpoint.
+    fn end_epoch(
+        &mut self,
+        last: bool,
+        checkpoints: &Checkpoints,
+        progress: &mut Progress,
+        folder: &mut RunFolder,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<VerificationReport>> {
+        let (epoch, step) = (progress.epoch, progress.submitted);
+        let batches = self.loader.batches_per_epoch() as u64;
+        let prototypes = if progress.batch >= batches {
+            progress.watch.end_epoch(&self.model, epoch, step, &progress.sums)?
+        } else {
+            // Cut off by the limit of steps; with a higher one it goes on, and must not have ended for the watch.
+            progress.watch.clone().end_epoch(&self.model, epoch, step, &progress.sums)?
+        };
+        folder.record(&Record::Prototypes(Box::new(prototypes.clone())))?;
+        observer.epoch(epoch, progress.sums.mean_loss(), Some(&prototypes));
+        if last {
+            // Before the last evaluation, so that nothing that happens there loses the run.
+            self.model.save(&folder.weights_path(), step)?;
+        }
+        let reports = self.evaluate(&mut |report| {
+            folder.record(&Record::Eval(eval_point(report, step, epoch)))?;
+            observer.evaluation(epoch, report);
+            Ok(())
+        })?;
+        if !reports.is_empty() {
+            let accuracy = reports.iter().map(|report| report.accuracy).sum::<f64>() / reports.len() as f64;
+            if progress.best.is_none_or(|best| accuracy > best.accuracy) {
+                progress.best = Some(Best { epoch, step, accuracy });
+                self.model.save(&folder.best_path(), step)?;
+            }
+        }
+        progress.epoch_loss = progress.sums.mean_loss();
+        progress.next_epoch(batches);
+        self.try_checkpoint(checkpoints, progress, observer);
+        Ok(reports)
+    }
+
+    /// Writes a checkpoint. That it cannot be written, for example on a full disk, does not end the run: what was saved
+    /// before stays, and the next one may succeed.
+    fn try_checkpoint(
+        &self,
+        checkpoints: &Checkpoints,
+        progress: &mut Progress,
+        observer: &mut dyn Observer,
+    ) {
+        match self.checkpoint(checkpoints, progress, observer) {
+            Ok(path) => progress.saved = Some((progress.submitted, path)),
+            Err(error) => {
+                let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
+                observer.message(&format!(
+                    "warning: no checkpoint after step {}: {error}{hint}; training goes on",
+                    progress.submitted
+                ));
+            }
+        }
+    }
+
+    fn checkpoint(
+        &self,
+        checkpoints: &Checkpoints,
+        progress: &Progress,
+        observer: &mut dyn Observer,
+    ) -> Result<PathBuf> {
+        let step = progress.submitted;
+        let started = Instant::now();
+        let state = TrainingState {
+            epoch: progress.epoch,
+            batch: progress.batch,
+            skipped: progress.skipped,
+            loss_scale: 1.0,
+            train_seconds: progress.train_seconds,
+            sums: progress.sums.clone(),
+            epoch_loss: Some(progress.epoch_loss).filter(|loss| loss.is_finite()),
+            best: progress.best,
+            data: Fingerprint::of(self.dataset.as_ref())?,
+            config: self.config.to_toml()?,
+            device: self.device_names(),
+        };
+        let mut more = StateDict::default();
+        progress.watch.save(&mut more, self.model.spec.network.embedding);
+        let mut bytes = 0;
+        let path = checkpoints.write(step, &state, |path| {
+            let written = self.model.save_training(path, step, more)?;
+            bytes = written.0;
+            Ok(written)
+        })?;
+        checkpoints.prune(self.config.train.keep_checkpoints)?;
+        observer.checkpoint(step, bytes, started.elapsed());
+        Ok(path)
+    }
+
+    /// Uploads a batch and submits its step. Does not wait for it.
+    fn submit(&mut self, batch: &Batch, lr: f64, progress: &mut Progress) -> Result<()> {
+        let Some((_, inputs, session)) = &mut self.session else { return Ok(()) };
+        let step = progress.submitted;
+        let seed = [fold(self.config.train.seed), fold(step)];
+        let bytes = packed_bytes(batch.labels.len(), self.model.spec.network.input);
+        if batch.images.len() == bytes {
+            session.write(inputs.images.bytes, &batch.images)?;
+        } else {
+            let mut padded = batch.images.clone();
+            padded.resize(bytes, 0);
+            session.write(inputs.images.bytes, &padded)?;
+        }
+        session.write(inputs.images.mirror, bytemuck::cast_slice(&batch.mirror))?;
+        session.write(inputs.labels, bytemuck::cast_slice(&batch.labels))?;
+        if let (Some(sampled), Some(sampler)) = (inputs.sampled, &self.sampler) {
+            let sample = sampler.sample(step, &batch.labels)?;
+            session.write(sampled.classes, bytemuck::cast_slice(&sample.classes))?;
+            session.write(sampled.positions, bytemuck::cast_slice(&sample.positions))?;
+        }
+        session.write(inputs.lr, bytemuck::bytes_of(&(lr as f32)))?;
+        session.write(inputs.seed, bytemuck::bytes_of(&seed))?;
+        session.step()?;
+        progress.watch.see(&batch.labels);
+        progress.flights.push_back(InFlight { step, epoch: progress.epoch, lr });
+        progress.submitted += 1;
+        progress.batch += 1;
+        Ok(())
+    }
+
+    /// Takes the results that have arrived; all of them where `wait` is set.
+    fn collect(
+        &mut self,
+        wait: bool,
+        progress: &mut Progress,
+        folder: &mut RunFolder,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let Some((_, _, session)) = &mut self.session else { return Ok(()) };
+        let done = if wait { session.flush()? } else { session.finished()? };
+        for finished in done {
+            let Some(flight) = progress.flights.pop_front() else { break };
+            let result = StepResult::unpack(&finished.values)?;
+            if !result.loss.is_finite() || result.nonfinite > 0 {
+                return Err(Error::data(
+                    format!("step {} (epoch {})", flight.step + 1, flight.epoch),
+                    format!(
+                        "loss {}, {} gradient elements that are not finite",
+                        result.loss, result.nonfinite
+                    ),
+                    "finite numbers",
+                    "lower optim.lr, set optim.clip_norm, or check the images of this batch",
+                ));
+            }
+            progress.sums.add(&result);
+            progress.logged_images += self.config.train.batch_size;
+            let now = Instant::now();
+            let seconds = now.duration_since(progress.logged_at).as_secs_f64().max(1e-9);
+            let point = StepPoint {
+                step: flight.step + 1,
+                epoch: flight.epoch,
+                loss: f64::from(result.loss),
+                lr: flight.lr,
+                images_per_second: progress.logged_images as f64 / seconds,
+                grad_norm: f64::from(result.grad_norm),
+                loss_scale: 1.0,
+                data_wait: progress.waited.as_secs_f64() / seconds,
+                skipped: progress.skipped,
+            };
+            observer.step(&point);
+            // The last step always, so that every run has a line of its steps.
+            if point.step.is_multiple_of(self.config.train.log_every.max(1)) || point.step == progress.total {
+                folder.record(&Record::Step(point))?;
+                progress.logged();
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs every verification set on the weights as they are now, and hands each result to `each`.
+    fn evaluate(
+        &self,
+        each: &mut dyn FnMut(&VerificationReport) -> Result<()>,
+    ) -> Result<Vec<VerificationReport>> {
+        if self.sets.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut embedder = Embedder::new(&self.model, EVALUATION_BATCH)?;
+        let mut reports = Vec::with_capacity(self.sets.len());
+        for set in &self.sets {
+            let report = set.evaluate(&mut embedder, &mut |_| {})?;
+            each(&report)?;
+            reports.push(report);
+        }
+        Ok(reports)
+    }
+}
+
+/// A 64-bit number folded into the 32 bits that the GPU's generator takes as a key.
+fn fold(value: u64) -> u32 {
+    (value ^ (value >> 32)) as u32
+}

@@ -1,0 +1,343 @@
+//! Runs that are killed, stopped or starved of disk at any moment, and go on: they end in the same bits as a run that
+//! was never disturbed, and lose nothing that was saved.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rand::Rng;
+use rand_pcg::Pcg64;
+
+/// Identities and images of each.
+const IDENTITIES: u32 = 5;
+const IMAGES: u32 = 9;
+const EPOCHS: u32 = 3;
+
+/// A folder with a small data set and a configuration, in which runs of their own names are made.
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for identity in 0..IDENTITIES {
+            let person = folder.path().join(format!("faces/{identity}"));
+            std::fs::create_dir_all(&person).unwrap();
+            for index in 0..IMAGES {
+                // Colour says who it is, and noise tells the images apart.
+                let mut random = Pcg64::new(u128::from(identity), u128::from(index));
+                let image = image::RgbImage::from_fn(16, 16, |x, _| {
+                    let noise = (random.next_u64() % 64) as u8;
+                    image::Rgb([(40 * identity) as u8 + noise, (8 * x) as u8 + noise, noise])
+                });
+                image.save(person.join(format!("{index}.png"))).unwrap();
+            }
+        }
+        let place = Self { folder };
+        std::fs::write(place.path("config.toml"), CONFIG).unwrap();
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// `epl train` of the run `name`, not yet started.
+    fn command(&self, name: &str, more: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_epl"));
+        command.current_dir(self.folder.path()).args(["train", "config.toml", "--set"]);
+        command.arg(format!("train.out={name}")).args(more);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs to the end and returns what was said; fails unless it ends with `code`.
+    fn run(&self, name: &str, more: &[&str], code: i32) -> String {
+        finish(self.command(name, more).spawn().unwrap(), code)
+    }
+
+    /// The bytes of the weights, and the log without what a clock measured.
+    fn result(&self, name: &str) -> (Vec<u8>, Vec<serde_json::Value>) {
+        let weights = std::fs::read(self.path(name).join("model.safetensors")).unwrap();
+        let log = std::fs::read_to_string(self.path(name).join("metrics.jsonl")).unwrap();
+        let record = |line: &str| {
+            let mut record: serde_json::Value = serde_json::from_str(line).unwrap();
+            for timed in ["images_per_second", "data_wait"] {
+                record.as_object_mut().unwrap().remove(timed);
+            }
+            record
+        };
+        (weights, log.lines().map(record).collect())
+    }
+
+    fn same(&self, name: &str, undisturbed: &(Vec<u8>, Vec<serde_json::Value>)) {
+        let (weights, log) = self.result(name);
+        assert!(weights == undisturbed.0, "{name}: other weights");
+        assert_eq!(log, undisturbed.1, "{name}");
+        assert!(self.path(name).join("report.html").is_file());
+        let leftovers: Vec<_> = files(&self.path(name)).into_iter().filter(|path| is_partial(path)).collect();
+        assert!(leftovers.is_empty(), "{leftovers:?}");
+    }
+}
+
+/// Every part of the state is used: momentum, dropout, clipping, EPL from the second epoch on, statistics, a schedule.
+const CONFIG: &str = r#"
+[model]
+arch = "ir18"
+input = [16, 16]
+width = 8
+blocks = [1, 1, 1, 1]
+embedding = 16
+dropout = 0.2
+[head]
+kind = "cosface"
+scale = 16.0
+[head.epl]
+start_epoch = 2
+[data]
+train = "faces"
+[optim]
+lr = 0.05
+clip_norm = 5.0
+schedule = { kind = "cosine", warmup_epochs = 0.5 }
+[train]
+out = "unset"
+epochs = 3
+batch_size = 4
+checkpoint_every = 2
+keep_checkpoints = 2
+log_every = 1
+"#;
+
+/// A rate that does not depend on where the run ends, for runs whose end is moved.
+const CONSTANT: [&str; 2] = ["--set", "optim.schedule={kind=\"constant\"}"];
+
+const STEPS: u64 = (EPOCHS * (IDENTITIES * IMAGES / 4)) as u64;
+
+fn finish(mut child: Child, code: i32) -> String {
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(status.code(), Some(code), "{said}");
+    said
+}
+
+/// All files and folders below `folder`.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let mut found = Vec::new();
+    for path in entries.map(|entry| entry.unwrap().path()) {
+        if path.is_dir() {
+            found.extend(files(&path));
+        }
+        found.push(path);
+    }
+    found
+}
+
+fn is_partial(path: &Path) -> bool {
+    path.to_string_lossy().ends_with(".partial")
+}
+
+/// The steps after which there are checkpoints, ascending.
+fn checkpoints(run: &Path) -> Vec<u64> {
+    let Ok(entries) = std::fs::read_dir(run.join("checkpoints")) else { return Vec::new() };
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut steps: Vec<u64> =
+        names.filter_map(|name| name.strip_prefix("step-").and_then(|step| step.parse().ok())).collect();
+    steps.sort_unstable();
+    steps
+}
+
+#[test]
+fn killed_thirty_times_at_random_it_ends_in_the_same_bits() {
+    let place = Place::new();
+    let started = Instant::now();
+    place.run("undisturbed", &[], 0);
+    let whole = started.elapsed();
+    let undisturbed = place.result("undisturbed");
+    assert_eq!(undisturbed.1.len() as u64, STEPS + u64::from(EPOCHS), "a line a step, and one an epoch");
+    assert_eq!(checkpoints(&place.path("undisturbed")).len(), 2);
+
+    // Several runs one after the other, each until it is done; half of the kills come while something is written.
+    let mut random = Pcg64::new(7, 7);
+    let (mut kills, mut while_writing, mut runs) = (0, 0, 0);
+    while kills < 32 || while_writing < 8 {
+        let name = format!("killed-{runs}");
+        runs += 1;
+        loop {
+            let mut child = place.command(&name, &["--resume"]).spawn().unwrap();
+            let share = (random.next_u64() % 1000) as f64 / 1000.0;
+            let deadline = Instant::now() + whole.mul_f64(1.2 * share);
+            let wait_for_writing = random.next_u64() % 2 == 0;
+            let ended = loop {
+                if child.try_wait().unwrap().is_some() {
+                    break true;
+                }
+                let writing = || files(&place.path(&name)).iter().any(|path| is_partial(path));
+                if Instant::now() >= deadline && (!wait_for_writing || writing()) {
+                    break false;
+                }
+                if !wait_for_writing {
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+            };
+            if ended {
+                finish(child, 0);
+                break;
+            }
+            // SIGKILL: nothing of the program runs after it.
+            child.kill().unwrap();
+            child.wait().unwrap();
+            kills += 1;
+            while_writing += u32::from(files(&place.path(&name)).iter().any(|path| is_partial(path)));
+        }
+        place.same(&name, &undisturbed);
+    }
+    println!("{kills} kills, {while_writing} of them while something was written, in {runs} runs");
+}
+
+#[test]
+#[cfg(unix)]
+fn a_signal_stops_it_with_a_checkpoint_and_it_goes_on() {
+    let place = Place::new();
+    place.run("undisturbed", &["--set", "train.epochs=6"], 0);
+    let undisturbed = place.result("undisturbed");
+    for signal in ["-INT", "-TERM"] {
+        let name = format!("stopped{signal}");
+        let more = ["--set", "train.epochs=6", "--set", "train.checkpoint_every=0"];
+        let mut stops = 0;
+        loop {
+            let child = place.command(&name, &[&more[..], &["--resume"]].concat()).spawn().unwrap();
+            // After its first line of the log it trains.
+            let log = place.path(&name).join("metrics.jsonl");
+            let lines = || std::fs::read_to_string(&log).map_or(0, |text| text.lines().count());
+            let before = lines();
+            let started = Instant::now();
+            while lines() <= before && started.elapsed() < Duration::from_secs(60) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+            let output = child.wait_with_output().unwrap();
+            let said = String::from_utf8(output.stderr).unwrap();
+            if output.status.success() {
+                break;
+            }
+            assert_eq!(output.status.code(), Some(1), "{said}");
+            let command = format!("to go on: epl train config.toml --set train.out={name}");
+            assert!(said.contains(&command) && said.contains("--resume"), "{said}");
+            stops += 1;
+            assert!(stops < 50, "it never ends");
+        }
+        assert!(stops >= 1, "it was never stopped");
+        place.same(&name, &undisturbed);
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn where_no_checkpoint_can_be_written_training_goes_on_and_nothing_saved_is_lost() {
+    let place = Place::new();
+    let run_on =
+        |name: &str, more: &[&str], code: i32| place.run(name, &[&CONSTANT[..], more].concat(), code);
+    run_on("undisturbed", &[], 0);
+    let undisturbed = place.result("undisturbed");
+    run_on("full", &["--set", "train.max_steps=9"], 0);
+    std::fs::remove_file(place.path("full/model.safetensors")).unwrap();
+    let before = checkpoints(&place.path("full"));
+    assert_eq!(before.last(), Some(&9));
+    // A limit on the length of files fails the write of a checkpoint half way, as a full disk does.
+    let state =
+        std::fs::metadata(place.path("full/checkpoints/step-00000009/state.safetensors")).unwrap().len();
+    let said = {
+        let limit = state / 2 / 512;
+        let script = format!(
+            "trap '' XFSZ; ulimit -f {limit}; exec \"$0\" train config.toml --set train.out=full \"$@\" --resume"
+        );
+        let mut command = Command::new("sh");
+        command
+            .current_dir(place.folder.path())
+            .args(["-c", &script, env!("CARGO_BIN_EXE_epl")])
+            .args(CONSTANT);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        finish(command.spawn().unwrap(), 1)
+    };
+    // The last weights are too long as well: that ends the run with an error, after all that could be done.
+    assert!(
+        said.contains("warning: no checkpoint after step 10") && said.contains("training goes on"),
+        "{said}"
+    );
+    assert!(said.contains("model.safetensors"), "{said}");
+    assert_eq!(checkpoints(&place.path("full")), before, "what was saved is still there");
+    let leftovers: Vec<_> = files(&place.path("full")).into_iter().filter(|path| is_partial(path)).collect();
+    assert!(leftovers.is_empty(), "{leftovers:?}");
+    // With room again it goes on.
+    run_on("full", &["--resume"], 0);
+    place.same("full", &undisturbed);
+}
+
+#[test]
+fn damaged_checkpoints_are_named_and_passed_over() {
+    let place = Place::new();
+    let run_on =
+        |name: &str, more: &[&str], code: i32| place.run(name, &[&CONSTANT[..], more].concat(), code);
+    run_on("undisturbed", &[], 0);
+    let undisturbed = place.result("undisturbed");
+    run_on("damaged", &["--set", "train.max_steps=20"], 0);
+    let run = place.path("damaged");
+    let [older, newer] = checkpoints(&run)[..] else { panic!("two are kept") };
+    let state = run.join(format!("checkpoints/step-{newer:08}/state.safetensors"));
+    let mut bytes = std::fs::read(&state).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    std::fs::write(&state, bytes).unwrap();
+    let said = run_on("damaged", &["--resume"], 0);
+    assert!(said.contains("passed over") && said.contains(&format!("step-{newer:08}")), "{said}");
+    assert!(said.contains(&format!("going on after step {older}")), "{said}");
+    place.same("damaged", &undisturbed);
+
+    // A run that is done is done again without training: the same files.
+    let said = run_on("damaged", &["--resume"], 0);
+    assert!(said.contains(&format!("going on after step {STEPS}")), "{said}");
+    place.same("damaged", &undisturbed);
+
+    // All damaged: an error, and nothing is thrown away.
+    for step in checkpoints(&run) {
+        std::fs::write(run.join(format!("checkpoints/step-{step:08}/manifest.json")), "{}").unwrap();
+    }
+    let said = run_on("damaged", &["--resume"], 1);
+    assert!(said.contains("all of them damaged"), "{said}");
+    assert!(run.join("model.safetensors").is_file() && checkpoints(&run).len() == 2);
+}
+
+#[test]
+fn what_a_checkpoint_is_not_for_is_refused() {
+    let place = Place::new();
+    place.run("run", &["--set", "train.max_steps=3"], 0);
+    // Without --resume nothing of it is overwritten, whether it had ended or not.
+    let said = place.run("run", &[], 2);
+    assert!(said.contains("already holds a finished run"), "{said}");
+    std::fs::remove_file(place.path("run/model.safetensors")).unwrap();
+    let said = place.run("run", &[], 2);
+    assert!(said.contains("already holds an interrupted run") && said.contains("--resume"), "{said}");
+    for (set, found) in [
+        ("train.batch_size=5", "`train.batch_size`: the checkpoint is of a run with 4; found 5"),
+        ("model.width=16", "`model.width`"),
+        ("head.kind=softmax", "`head.kind`"),
+        ("train.seed=2", "`train.seed`"),
+    ] {
+        let said = place.run("run", &["--set", set, "--resume"], 2);
+        assert!(said.contains(found) && said.contains("model.init"), "{said}");
+    }
+    // A longer run is told, and allowed.
+    let said = place.run("run", &["--set", "optim.lr=0.01", "--set", "train.max_steps=5", "--resume"], 0);
+    assert!(said.contains("optim.lr was 0.05, is 0.01"), "{said}");
+    // The state of a checkpoint is a file of weights.
+    let init =
+        format!("model.init={}", place.path("run/checkpoints/step-00000005/state.safetensors").display());
+    place.run("from weights", &["--set", &init, "--set", "train.max_steps=1"], 0);
+}
