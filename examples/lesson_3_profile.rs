@@ -31,6 +31,8 @@ fn main() -> anyhow::Result<()> {
         momentum: 0.9,
         weight_decay: 5e-4,
         clip_norm: 0.0,
+        clip_head: true,
+        halt: true,
         empirical: true,
         seed: 1,
     };

@@ -39,6 +39,11 @@ fn merge(a: Moments, b: Moments) -> Moments {
     return Moments(count, a.mean + delta * share, a.squares + b.squares + delta * delta * (a.count * share));
 }
 
+// By its bits: a test on floats may be folded away by a compiler that assumes that there are no NaNs.
+fn finite(value: f32) -> bool {
+    return (bitcast<u32>(value) & 0x7f800000u) != 0x7f800000u;
+}
+
 @compute @workgroup_size(COLUMNS, LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let channel = group.x * COLUMNS + local.x;
@@ -65,7 +70,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
         mean[channel] = batch_mean;
         inv_std[channel] = inverseSqrt(own.squares / rows + params.eps);
         let keep = 1.0 - params.momentum;
-        running_mean[channel] = keep * running_mean[channel] + params.momentum * batch_mean;
-        running_var[channel] = keep * running_var[channel] + params.momentum * (own.squares / max(rows - 1.0, 1.0));
+        let unbiased = own.squares / max(rows - 1.0, 1.0);
+        // A batch that overflowed must not spoil what outlives it.
+        if finite(batch_mean) && finite(unbiased) {
+            running_mean[channel] = keep * running_mean[channel] + params.momentum * batch_mean;
+            running_var[channel] = keep * running_var[channel] + params.momentum * unbiased;
+        }
     }
 }

@@ -22,7 +22,7 @@ struct Params {
     eps: f32,
     momentum: f32,
     weight_decay: f32,
-    // 1: the gradient is multiplied by scale[0].
+    // 1: the gradient is multiplied by scale[0], and 0 there leaves everything as it is.
     scaled: u32,
 }
 
@@ -128,7 +128,7 @@ fn main(
             let g = grad[source + d];
             let exact = select(g / params.eps, (g - w * unit / norm * along) / norm * unit, normal);
             squares += square(exact);
-            if params.applied != 0u {
+            if params.applied != 0u && factor != 0.0 {
                 let v = params.momentum * velocity[base + d] + (factor * exact + params.weight_decay * w);
                 velocity[base + d] = v;
                 weight[base + d] = w - lr[0] * v;

@@ -111,7 +111,13 @@ fn main(
             let v = kept * queue[base + d] + added * x[source + d];
             square += v * v;
         }
-        let norm = max(sqrt(workgroup_sum(lane, square)), NORM_EPSILON);
+        let sum = workgroup_sum(lane, square);
+        // A sample that overflowed must not spoil a prototype that outlives it. By its bits: a test on floats may be folded
+        // away by a compiler that assumes that there are no NaNs.
+        if (bitcast<u32>(sum) & 0x7f800000u) == 0x7f800000u {
+            continue;
+        }
+        let norm = max(sqrt(sum), NORM_EPSILON);
         // A lane overwrites only what it alone has read, so the next sample of the class needs no barrier.
         for (var d = lane; d < params.dim; d += WORKGROUP) {
             queue[base + d] = (kept * queue[base + d] + added * x[source + d]) / norm;

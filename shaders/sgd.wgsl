@@ -7,7 +7,7 @@ struct Params {
     len: u32,
     momentum: f32,
     weight_decay: f32,
-    // 1: the gradient is multiplied by scale[0].
+    // 1: the gradient is multiplied by scale[0], and 0 there leaves everything as it is.
     scaled: u32,
 }
 
@@ -31,6 +31,9 @@ fn main(
         return;
     }
     let factor = select(1.0, scale[0], params.scaled != 0u);
+    if factor == 0.0 {
+        return;
+    }
     let w = weight[i];
     let v = params.momentum * velocity[i] + (factor * grad[i] + params.weight_decay * w);
     velocity[i] = v;

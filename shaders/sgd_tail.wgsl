@@ -4,7 +4,7 @@ struct Params {
     len: u32,
     momentum: f32,
     weight_decay: f32,
-    // 1: the gradient is multiplied by scale[0].
+    // 1: the gradient is multiplied by scale[0], and 0 there leaves everything as it is.
     scaled: u32,
 }
 
@@ -24,6 +24,9 @@ fn main(@builtin(global_invocation_id) global: vec3<u32>) {
         return;
     }
     let factor = select(1.0, scale[0], params.scaled != 0u);
+    if factor == 0.0 {
+        return;
+    }
     let w = weight[i];
     let v = params.momentum * velocity[i] + (factor * grad[i] + params.weight_decay * w);
     velocity[i] = v;

@@ -123,11 +123,24 @@ pub struct Optim {
     pub schedule: Schedule,
     /// Largest norm of the whole gradient, head included; 0 is no limit.
     pub clip_norm: f64,
+    /// Whether the class weights take part in that norm and are clipped with it; in InsightFace they are not.
+    pub clip_head: bool,
+    /// The batch that `lr` is meant for: with another one it is scaled in proportion (the linear rule of Goyal et al.,
+    /// arXiv 1706.02677). 0: `lr` is used as it stands.
+    pub lr_batch: usize,
 }
 
 impl Default for Optim {
     fn default() -> Self {
-        Self { lr: 0.1, momentum: 0.9, weight_decay: 5e-4, schedule: Schedule::default(), clip_norm: 0.0 }
+        Self {
+            lr: 0.1,
+            momentum: 0.9,
+            weight_decay: 5e-4,
+            schedule: Schedule::default(),
+            clip_norm: 0.0,
+            clip_head: true,
+            lr_batch: 0,
+        }
     }
 }
 
@@ -139,6 +152,16 @@ pub enum Precision {
     F32,
     /// 16-bit storage, 32-bit accumulation, a dynamic loss scale.
     Mixed,
+}
+
+/// What happens after a step whose loss or gradient is not finite. Such a step is never taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NonFinite {
+    /// The run ends with an error that says where it came from.
+    Stop,
+    /// It is left out and counted.
+    Skip,
 }
 
 /// The run, `[train]`.
@@ -167,6 +190,8 @@ pub struct Train {
     pub eval: Vec<PathBuf>,
     /// Steps between two lines of the metrics.
     pub log_every: u64,
+    /// What happens after a step that is not finite.
+    pub nonfinite: NonFinite,
     /// A sample whose cosine with its class's prototype is below this counts as hard in the log, -1 to 1.
     pub hard_cosine: f64,
 }
@@ -185,6 +210,7 @@ impl Default for Train {
             keep_checkpoints: 3,
             eval: Vec::new(),
             log_every: 20,
+            nonfinite: NonFinite::Stop,
             hard_cosine: 0.3,
         }
     }

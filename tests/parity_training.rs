@@ -85,7 +85,16 @@ fn spec(form: HeadForm) -> ModelSpec {
 }
 
 fn step_options(empirical: bool) -> StepOptions {
-    StepOptions { batch: BATCH, momentum: 0.9, weight_decay: 5e-4, clip_norm: 0.0, empirical, seed: 1 }
+    StepOptions {
+        batch: BATCH,
+        momentum: 0.9,
+        weight_decay: 5e-4,
+        clip_norm: 0.0,
+        clip_head: true,
+        halt: true,
+        empirical,
+        seed: 1,
+    }
 }
 
 /// Writes the inputs of golden step `step`.

@@ -10,6 +10,7 @@ use epl_runtime::inspect::{find_divergence, profile};
 use epl_runtime::interpret::{Values, interpret};
 use epl_runtime::kernel::Kernel;
 use epl_runtime::op::{Cost, Lowering, Op, Operand, push_one};
+use epl_runtime::ops::batch_norm::{BatchNorm, batch_norm_train};
 use epl_runtime::ops::{add, prelu, reshape, sum_all};
 use epl_runtime::{
     Array, Caps, Device, DeviceOptions, Graph, HostTensor, Plan, PlanOptions, Record, Result, Session,
@@ -195,6 +196,30 @@ fn sessions_of_several_threads_share_a_device() {
             });
         }
     });
+}
+
+#[test]
+fn a_batch_that_is_not_finite_leaves_the_running_statistics_alone() {
+    let device = device();
+    let mut graph = Graph::new();
+    let x = graph.input("x", TensorDesc::f32([5, 3])).unwrap();
+    let vector =
+        |graph: &mut Graph, name: &str| graph.persistent(name, TensorDesc::f32([3]), "weights").unwrap();
+    let [weight, bias, mean, var] = ["weight", "bias", "mean", "var"].map(|name| vector(&mut graph, name));
+    let config = BatchNorm { eps: 1e-5, momentum: 0.5 };
+    let y = batch_norm_train(&mut graph, x, weight, bias, mean, var, config).unwrap();
+    graph.fetch(y);
+    let store = Store::new(&device);
+    let mut session = Session::new(&graph, &store, SessionOptions::default()).unwrap();
+    let mut values = drawn([5, 3], 1.0, 4).into_f32().unwrap();
+    // The first column overflows, and the second one's squares do.
+    (values[0], values[1]) = (f32::INFINITY, 3e38);
+    let input = HostTensor::from_f32([5, 3], values).unwrap();
+    session.run(&[(x, &input)]).unwrap();
+    let mean = store.read("mean").unwrap().into_f32().unwrap();
+    let var = store.read("var").unwrap().into_f32().unwrap();
+    assert_eq!((&mean[..2], &var[..2]), (&[0.0; 2][..], &[0.0; 2][..]));
+    assert!(mean[2] != 0.0 && var[2] > 0.0, "the third column is as ever");
 }
 
 #[test]

@@ -7,7 +7,7 @@
 //! `n_j = w_j / |w_j|` (`g_j / eps` where `|w_j| <= eps`).
 //!
 //! Then PyTorch's rule, as in the runtime's op `sgd`: `v = momentum v + scale grad + weight_decay w`, `w = w - lr v`.
-//! Where classes are sampled, the rows of those that take part are read and written, and no others: neither momentum
+//! A scale of 0 leaves everything as it is. Where classes are sampled, the rows of those that take part are read and written, and no others: neither momentum
 //! nor decay touches them.
 
 use std::sync::Arc;
@@ -430,8 +430,10 @@ impl ClassUpdate {
                 let grad = (g - n * along) / norm;
                 squares += grad * grad;
                 let at = class * dim + d;
-                velocity.data[at] = momentum * velocity.data[at] + scale * grad + decay * weight.data[at];
-                weight.data[at] -= lr * velocity.data[at];
+                if scale != 0.0 {
+                    velocity.data[at] = momentum * velocity.data[at] + scale * grad + decay * weight.data[at];
+                    weight.data[at] -= lr * velocity.data[at];
+                }
             }
         }
         [Array::new([1], vec![squares.sqrt()]), weight, velocity]

@@ -107,6 +107,10 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("scaled and sampled", op, inputs(&SOFTMAX, [5, 230, 8], Some(&some))).relative(3e-5);
     scaled.inputs.push(floats(&[0.25]));
     cases.push(scaled);
+    let mut skipped =
+        Case::new("a step that is not taken", update(SOFTMAX), inputs(&SOFTMAX, [5, 130, 8], None));
+    skipped.inputs.push(floats(&[0.0]));
+    cases.push(skipped);
     cases.extend([10_572, 85_742].map(|classes| perf(classes, |op| Arc::new(op))));
     cases
 }

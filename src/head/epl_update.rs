@@ -8,7 +8,7 @@
 //! `Q` is `[C, D]`, `x` `[B, D]`, labels `[B]`. Several samples of a class: [`Duplicates`]. A sample whose label is no
 //! class changes nothing.
 
-use epl_runtime::case::{Case, OpEntry, constant, integers, normal, words};
+use epl_runtime::case::{Case, Input, OpEntry, constant, integers, matrix, normal, words};
 use epl_runtime::host::Array;
 use epl_runtime::kernel::{Kernel, ParamBlock, read, write};
 use epl_runtime::op::{Bound, Cost, Lowering, Op, Operand, Record, TensorId, push_many};
@@ -161,7 +161,11 @@ impl Op for UpdatePrototypes {
             let product: f64 = sample.iter().zip(from).map(|(x, q)| x * q).sum();
             let kept = self.kept(product);
             let mixed: Vec<f64> = sample.iter().zip(from).map(|(x, q)| kept * q + (1.0 - kept) * x).collect();
-            let norm = mixed.iter().map(|v| v * v).sum::<f64>().sqrt().max(NORM_EPSILON);
+            let square = mixed.iter().map(|v| v * v).sum::<f64>();
+            if !square.is_finite() {
+                continue;
+            }
+            let norm = square.sqrt().max(NORM_EPSILON);
             for (d, v) in mixed.iter().enumerate() {
                 queue.data[y * dim + d] = v / norm;
             }
@@ -174,6 +178,13 @@ impl Op for UpdatePrototypes {
         // A sample and its label are read, and a prototype is read and written.
         Cost { flops: 8.0 * elements as f64, bytes: (12 * elements + 4 * rows) as f64 }
     }
+}
+
+/// Four samples, of which the second and the third overflowed.
+fn spoiled() -> Input {
+    let mut rows = vec![0.25; 4 * 7];
+    (rows[9], rows[16]) = (f32::INFINITY, f32::NAN);
+    matrix([4, 7], &rows)
 }
 
 fn cases() -> Vec<Case> {
@@ -204,6 +215,11 @@ fn cases() -> Vec<Case> {
             "labels that are no class",
             op(EplUpdate::Softsign, sequential),
             vec![normal([3, 7], 1.0, 1), unit_rows(4, 7, 2), words(&[3, u32::MAX, 1, 4])],
+        ),
+        Case::new(
+            "samples that are not finite",
+            op(EplUpdate::Softsign, sequential),
+            vec![normal([3, 7], 1.0, 1), spoiled(), words(&[1, 0, 1, 2])],
         ),
         Case::new(
             "one element",

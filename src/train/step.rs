@@ -3,7 +3,7 @@
 
 use epl_runtime::autodiff::backward;
 use epl_runtime::graph::VIEW_ALIGNMENT;
-use epl_runtime::ops::{check_finite, clamp_min, clip_factor, grad_norm, sgd};
+use epl_runtime::ops::{check_finite, clamp_min, grad_norm, sgd, step_factor};
 use epl_runtime::{Graph, TensorDesc, TensorId};
 
 use crate::head::sampling::ClassSampler;
@@ -25,6 +25,10 @@ pub struct StepOptions {
     pub weight_decay: f32,
     /// Largest gradient norm; 0 for no clipping.
     pub clip_norm: f32,
+    /// Whether the class weights take part in that norm and are clipped.
+    pub clip_head: bool,
+    /// Whether no step after the first one that is not finite is taken; otherwise that one alone is left out.
+    pub halt: bool,
     /// Whether the empirical branch takes part in the loss.
     pub empirical: bool,
     /// Seed of the classes that are sampled.
@@ -60,6 +64,9 @@ pub fn class_sampler(spec: &ModelSpec, options: &StepOptions) -> Option<ClassSam
     ClassSampler::new(head.classes, options.batch, head.settings.sample_rate, options.seed)
 }
 
+/// Name of the persistent count of what was not finite.
+const HALTED: &str = "halted";
+
 /// Results of a step, as fetched.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepResult {
@@ -67,8 +74,8 @@ pub struct StepResult {
     pub loss: f32,
     /// L2 norm of the whole gradient, before clipping.
     pub grad_norm: f32,
-    /// Gradient elements that are not finite; in the tiled form of the head, whose gradient of the class weights is never
-    /// whole, all of that counts as one.
+    /// Elements of loss and gradient that are not finite, in the tiled form of the head without those of the class weights.
+    /// Where there are any, the step was not taken.
     pub nonfinite: u32,
     /// Cosine of each sample and its class's prototype.
     pub target_cosine: Vec<f32>,
@@ -150,32 +157,43 @@ pub fn record_step(spec: &ModelSpec, options: &StepOptions) -> Result<StepGraph>
 
     graph.set_scope("optimizer");
     let rule = sgd::Sgd { momentum: options.momentum, weight_decay: options.weight_decay };
-    let clipped = options.clip_norm > 0.0;
-    // In the tiled form the gradient of the class weights is gone as soon as it has been applied. What clipping needs to
-    // know before that takes a pass of its own; a norm counts in the whole one as the tensor would.
-    let of_weight = match (&outputs.prototypes, weight_gradient) {
-        (Some(prototypes), _) if clipped => prototypes.norm(&mut graph, weight_momentum, lr)?,
-        (Some(prototypes), _) => prototypes.apply(&mut graph, weight_momentum, lr, rule, None)?,
-        (None, Some(gradient)) => gradient,
-        (None, None) => return Err(without_head()),
+    let halted = graph.persistent(HALTED, TensorDesc::u32([1]), "statistics")?;
+    let factor_of = |graph: &mut Graph, norm: TensorId, nonfinite: TensorId, max_norm: f32| {
+        let config = step_factor::StepFactor { max_norm, latch: options.halt };
+        step_factor::step_factor(graph, norm, nonfinite, halted, config)
     };
-    let norm = grad_norm::grad_norm(&mut graph, &[gradients, of_weight])?;
-    // A norm is finite where all that it is made of is.
-    let nonfinite = check_finite::check_finite(&mut graph, &[gradients, of_weight])?;
-    let factor = match options.clip_norm {
-        limit if clipped => Some(clip_factor::clip_factor(&mut graph, norm, limit)?),
-        _ => None,
-    };
-    sgd::sgd(&mut graph, parameters.weights, gradients, momentum, lr, factor, rule)?;
+    let of_network = grad_norm::grad_norm(&mut graph, &[gradients])?;
+    let clips_head = options.clip_norm > 0.0 && options.clip_head;
+    let (norm, nonfinite);
     match (&outputs.prototypes, weight_gradient) {
-        (Some(prototypes), _) if clipped => {
-            prototypes.apply(&mut graph, weight_momentum, lr, rule, factor)?;
-        }
         (None, Some(gradient)) => {
-            sgd::sgd(&mut graph, weight, gradient, weight_momentum, lr, factor, rule)?;
+            norm = grad_norm::grad_norm(&mut graph, &[gradients, gradient])?;
+            nonfinite = check_finite::check_finite(&mut graph, &[outputs.loss, gradients, gradient])?;
+            let limit = if clips_head { options.clip_norm } else { 0.0 };
+            let factor = factor_of(&mut graph, norm, nonfinite, limit)?;
+            sgd::sgd(&mut graph, weight, gradient, weight_momentum, lr, Some(factor), rule)?;
         }
-        _ => {}
+        // In the tiled form the gradient of the class weights is gone as soon as it has been applied. Whether it will be
+        // finite the loss and the network's gradient tell; a norm counts in the whole one as the tensor would. What clipping
+        // needs to know before that takes a pass of its own.
+        (Some(prototypes), _) => {
+            nonfinite = check_finite::check_finite(&mut graph, &[outputs.loss, gradients])?;
+            if clips_head {
+                let of_weight = prototypes.norm(&mut graph, weight_momentum, lr)?;
+                norm = grad_norm::grad_norm(&mut graph, &[of_network, of_weight])?;
+                let factor = factor_of(&mut graph, norm, nonfinite, options.clip_norm)?;
+                prototypes.apply(&mut graph, weight_momentum, lr, rule, Some(factor))?;
+            } else {
+                let factor = factor_of(&mut graph, of_network, nonfinite, 0.0)?;
+                let of_weight = prototypes.apply(&mut graph, weight_momentum, lr, rule, Some(factor))?;
+                norm = grad_norm::grad_norm(&mut graph, &[of_network, of_weight])?;
+            }
+        }
+        (None, None) => return Err(without_head()),
     }
+    let clipped = if options.clip_head { norm } else { of_network };
+    let factor = factor_of(&mut graph, clipped, nonfinite, options.clip_norm)?;
+    sgd::sgd(&mut graph, parameters.weights, gradients, momentum, lr, Some(factor), rule)?;
     if let Some((offset, elements)) = spec.parameters.slopes() {
         debug_assert!(offset.is_multiple_of(VIEW_ALIGNMENT));
         let slopes = graph.view(parameters.weights, "slopes", offset, TensorDesc::f32([elements]))?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use epl_runtime::{Device, Session, SessionOptions};
 
 use crate::checkpoint::Checkpoint;
-use crate::config::{Augment, Config};
+use crate::config::{Augment, Config, NonFinite};
 use crate::data::{Dataset, Loader, LoaderOptions};
 use crate::eval::embedder::Embedder;
 use crate::eval::pairs::PairSet;
@@ -63,6 +63,8 @@ pub fn step_options(config: &Config, empirical: bool) -> StepOptions {
         momentum: config.optim.momentum as f32,
         weight_decay: config.optim.weight_decay as f32,
         clip_norm: config.optim.clip_norm as f32,
+        clip_head: config.optim.clip_head,
+        halt: config.train.nonfinite == NonFinite::Stop,
         empirical,
         seed: config.train.seed,
     }

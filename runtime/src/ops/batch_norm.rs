@@ -252,8 +252,12 @@ impl Op for BatchNorm {
             mean.data[c] = m;
             inv_std.data[c] = 1.0 / (squares / rows as f64 + eps).sqrt();
             let unbiased = squares / (rows as f64 - 1.0);
-            new_mean.data[c] = (1.0 - momentum) * running_mean.data[c] + momentum * m;
-            new_var.data[c] = (1.0 - momentum) * running_var.data[c] + momentum * unbiased;
+            let (old_mean, old_var) = (running_mean.data[c], running_var.data[c]);
+            (new_mean.data[c], new_var.data[c]) = if m.is_finite() && unbiased.is_finite() {
+                ((1.0 - momentum) * old_mean + momentum * m, (1.0 - momentum) * old_var + momentum * unbiased)
+            } else {
+                (old_mean, old_var)
+            };
             for r in 0..rows {
                 let i = r * channels + c;
                 y.data[i] = (x.data[i] - m) * inv_std.data[c] * weight.data[c] + bias.data[c];

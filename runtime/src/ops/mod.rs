@@ -9,7 +9,6 @@ pub mod batch_norm_grad;
 pub mod broadcast_scalar;
 pub mod check_finite;
 pub mod clamp_min;
-pub mod clip_factor;
 pub mod conv2d;
 mod conv2d_cases;
 pub mod conv2d_grad_input;
@@ -26,6 +25,7 @@ pub mod reshape;
 pub mod scale;
 pub mod scale_rows;
 pub mod sgd;
+pub mod step_factor;
 pub mod sum_all;
 pub mod sum_rows;
 mod walk;
@@ -41,7 +41,6 @@ pub const REGISTRY: &[OpEntry] = &[
     broadcast_scalar::ENTRY,
     check_finite::ENTRY,
     clamp_min::ENTRY,
-    clip_factor::ENTRY,
     conv2d::ENTRY,
     conv2d_grad_input::ENTRY,
     conv2d_grad_weight::ENTRY,
@@ -57,6 +56,7 @@ pub const REGISTRY: &[OpEntry] = &[
     scale::ENTRY,
     scale_rows::ENTRY,
     sgd::ENTRY,
+    step_factor::ENTRY,
     sum_all::ENTRY,
     sum_rows::ENTRY,
 ];

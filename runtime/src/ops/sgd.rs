@@ -2,6 +2,7 @@
 //!
 //! PyTorch's rule (`torch.optim.SGD` without dampening or Nesterov): `g = scale * grad + weight_decay * w`,
 //! `v = momentum * v + g`, `w = w - lr * v`. `v` starts at 0, which is PyTorch's first step, `v = g`.
+//! A scale of 0 leaves weights and momentum as they are: the step is not taken (see [`step_factor`](super::step_factor)).
 //! Learning rate and scale are tensors: they change from step to step, and the scale is computed on the GPU.
 
 use std::sync::Arc;
@@ -54,7 +55,7 @@ const TAIL_WORKGROUP: u64 = 64;
 
 /// Records one step: updates the persistent `weight` and `velocity` with `grad`, all f32 of one shape, by the learning
 /// rate `lr` f32 `[1]`. The gradient is multiplied by `scale` f32 `[1]` where there is one (see
-/// [`clip_factor`](super::clip_factor)).
+/// [`step_factor`](super::step_factor)).
 pub fn sgd(
     record: &mut dyn Record,
     weight: TensorId,
@@ -156,6 +157,9 @@ impl Op for Sgd {
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
         let [weight, grad, velocity, lr, ..] = inputs else { return Vec::new() };
         let scale = inputs.get(4).map_or(1.0, Array::item);
+        if scale == 0.0 {
+            return vec![weight.clone(), velocity.clone()];
+        }
         let (momentum, decay) = (f64::from(self.momentum), f64::from(self.weight_decay));
         let v = Array::from_fn(weight.shape.clone(), |i| {
             momentum * velocity.data[i] + scale * grad.data[i] + decay * weight.data[i]
@@ -187,6 +191,18 @@ fn cases() -> Vec<Case> {
         case("vectors and tail", 1027, None, usual),
         case("vectors and tail, scaled", 4097, Some(0.125), usual),
         case("vectors alone", 1028, Some(1.0), usual),
+        case("a step that is not taken", 1027, Some(0.0), usual),
+        Case::new(
+            "a step that is not taken, not finite",
+            usual,
+            vec![
+                normal([70], 0.1, 1),
+                constant([70], f32::NAN),
+                normal([70], 2.0, 3),
+                floats(&[0.05]),
+                floats(&[0.0]),
+            ],
+        ),
         case("no momentum, no decay", 333, None, Sgd { momentum: 0.0, weight_decay: 0.0 }),
         Case::new("perf", usual, vec![flat.clone(), flat.clone(), flat, floats(&[0.05])]).perf(),
     ]

@@ -1,0 +1,29 @@
+// What a step's gradient is multiplied by: min(1, max_norm / (norm + 1e-6)), as in PyTorch's clip_grad_norm_, or 0, which
+// the optimisers take for "leave everything as it is", where the step has anything that is not finite. `halted` counts
+// such things over the steps; where it latches, no step after the first bad one is taken. One invocation.
+
+struct Params {
+    // 0: no limit.
+    max_norm: f32,
+    latch: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> norm: array<f32>;
+@group(0) @binding(2) var<storage, read> nonfinite: array<u32>;
+@group(0) @binding(3) var<storage, read_write> halted: array<u32>;
+@group(0) @binding(4) var<storage, read_write> factor: array<f32>;
+
+@compute @workgroup_size(1)
+fn main() {
+    let before = halted[0];
+    let now = nonfinite[0];
+    // The largest number stays: a sum that wraps around would read as "none".
+    halted[0] = before + min(now, 0xffffffffu - before);
+    let halts = now > 0u || (params.latch != 0u && before > 0u);
+    var wanted = 1.0;
+    if params.max_norm > 0.0 {
+        wanted = params.max_norm / (norm[0] + 1e-6);
+    }
+    factor[0] = select(select(wanted, 1.0, wanted > 1.0), 0.0, halts);
+}
