@@ -1,10 +1,12 @@
-//! Looking into a session: time a node, and the first node whose result is not what its reference says.
+//! Looking into a session: the time of a node, the first node whose result is not what its reference says, and the first
+//! value that is not finite.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
 use crate::case::Tolerance;
 use crate::check::{Deviation, compare};
+use crate::graph::Storage;
 use crate::host::Array;
 use crate::op::{Cost, TensorId};
 use crate::session::{Piece, Session};
@@ -227,6 +229,80 @@ pub fn find_divergence(session: &mut Session, tolerance: Tolerance) -> Result<Op
                 format!("the reference of {} gives {} tensors", node.op.name(), wants.len()),
                 format!("it should give {}", targets.len()),
             ));
+        }
+    }
+    Ok(None)
+}
+
+/// The first value of a step that is not finite.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Origin {
+    /// The name of the op that made it, or that reads it where a persistent tensor has it.
+    pub op: &'static str,
+    /// Where in the model that op was recorded.
+    pub scope: String,
+    /// The tensor.
+    pub tensor: String,
+    /// Flat index in it.
+    pub index: usize,
+    /// The value.
+    pub value: f32,
+    /// Whether it was there before the step: in a persistent tensor.
+    pub before: bool,
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { op, scope, tensor, index, value, before } = self;
+        let place = if scope.is_empty() { String::new() } else { format!(" in {scope}") };
+        if *before {
+            write!(f, "{tensor}[{index}], which {op}{place} reads, was {value} before the step")
+        } else {
+            write!(f, "{op}{place} made {tensor}[{index}] = {value}")
+        }
+    }
+}
+
+/// Runs one step node by node with the inputs written before, and returns the first value that is not finite; `None` where
+/// all are. Updates persistent tensors as a step does, up to that node.
+pub fn first_nonfinite(session: &mut Session) -> Result<Option<Origin>> {
+    session.upload_only()?;
+    let session = &*session;
+    let device = session.device();
+    let mut checked = HashSet::new();
+    for (position, step) in session.plan().steps.iter().enumerate() {
+        let Some(node) = session.graph().nodes().get(step.node) else { continue };
+        let found = |id: TensorId, before: bool| -> Result<Option<Origin>> {
+            let name = session.graph().tensor(id).name.clone();
+            let found = session.find_nonfinite(id)?;
+            Ok(found.map(|(index, value)| Origin {
+                op: node.op.name(),
+                scope: node.scope.clone(),
+                tensor: name,
+                index,
+                value,
+                before,
+            }))
+        };
+        for &id in &node.inputs {
+            let (root, _) = session.graph().root(id);
+            let persistent = matches!(session.graph().tensor(root).storage, Storage::Persistent(_));
+            // What a step makes in a persistent tensor is checked as its output.
+            if persistent
+                && checked.insert(id)
+                && let Some(origin) = found(id, true)?
+            {
+                return Ok(Some(origin));
+            }
+        }
+        let mut encoder = device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        session.encode_node(&mut encoder, position);
+        device.submit(encoder)?;
+        for &id in node.outputs.iter().filter(|&&id| session.plan().place(id).is_some()) {
+            checked.insert(id);
+            if let Some(origin) = found(id, false)? {
+                return Ok(Some(origin));
+            }
         }
     }
     Ok(None)

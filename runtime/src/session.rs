@@ -14,7 +14,7 @@ use crate::graph::{Graph, Storage};
 use crate::op::{Dispatch, TensorId};
 use crate::plan::{Place, Plan, PlanOptions, Step, operand_place};
 use crate::store::{Shard, Store, read_shards, shard_of};
-use crate::{Error, HostTensor, Result};
+use crate::{DType, Error, HostTensor, Result};
 
 /// How to build a session.
 #[derive(Clone, Copy, Debug)]
@@ -501,6 +501,35 @@ impl Session {
         let step = self.step()?;
         let results = self.flush()?;
         Ok(results.into_iter().find(|done| done.step == step).map(|done| done.values).unwrap_or_default())
+    }
+
+    /// The first element of a tensor that is not finite, with its index; `None` where there is none or the elements are
+    /// integers. Reads it in pieces, waiting for the GPU.
+    pub(crate) fn find_nonfinite(&self, tensor: TensorId) -> Result<Option<(usize, f32)>> {
+        const PIECE: u64 = 64 << 20;
+        let (place, bytes) = self.place_of(tensor)?;
+        if self.graph.tensor(tensor).desc.dtype != DType::F32 {
+            return Ok(None);
+        }
+        for first in (0..bytes).step_by(PIECE as usize) {
+            let length = PIECE.min(bytes - first);
+            let found = match place {
+                Place::Persistent { tensor, offset } => {
+                    let shards = self.persistent.get(&tensor).map_or(&[][..], Vec::as_slice);
+                    read_shards(&self.device, shards, offset + first, length)?
+                }
+                _ => {
+                    let region = self.region_at(place, first, length)?;
+                    self.device.read(region.buffer, region.offset, region.bytes)?
+                }
+            };
+            let values: Vec<f32> = bytemuck::pod_collect_to_vec(&found);
+            if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+                let value = values.get(index).copied().unwrap_or(f32::NAN);
+                return Ok(Some(((first / 4) as usize + index, value)));
+            }
+        }
+        Ok(None)
     }
 
     /// Reads a kept or persistent tensor back, waiting for the GPU.

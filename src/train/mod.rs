@@ -15,6 +15,7 @@ pub mod events;
 pub mod folder;
 pub mod histogram;
 pub mod metrics;
+mod nonfinite;
 pub mod plan;
 mod progress;
 pub mod prototypes;

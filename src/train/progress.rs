@@ -13,6 +13,8 @@ use crate::train::state::{Best, TrainingState};
 pub(super) struct InFlight {
     pub(super) step: u64,
     pub(super) epoch: u32,
+    /// Its number in the epoch.
+    pub(super) batch: u64,
     pub(super) lr: f64,
 }
 
@@ -36,6 +38,8 @@ pub(super) struct Progress {
     pub(super) saved: Option<(u64, PathBuf)>,
     /// Steps whose update was left out.
     pub(super) skipped: u64,
+    /// The last ones of them, without one that was taken in between.
+    pub(super) skipped_in_a_row: u64,
     /// Seconds of training, as far as the clock was stopped.
     pub(super) train_seconds: f64,
     /// When the clock was started.
@@ -66,6 +70,7 @@ impl Progress {
             best: None,
             saved: None,
             skipped: 0,
+            skipped_in_a_row: 0,
             train_seconds: 0.0,
             started: now,
             logged_at: now,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use crate::Result;
 use crate::checkpoint::{Checkpoint, Checkpoints};
 use crate::config::LearningRate;
 use crate::data::Batch;
@@ -22,7 +23,6 @@ use crate::train::state::{Best, Fingerprint, TrainingState};
 use crate::train::step::StepResult;
 use crate::train::summary::eval_point;
 use crate::train::trainer::{EVALUATION_BATCH, Trainer};
-use crate::{Error, Result};
 
 /// Asks a run to stop after the step that it is at. Clones ask the same run.
 #[derive(Clone, Debug, Default)]
@@ -296,8 +296,21 @@ impl Trainer {
 
     /// Uploads a batch and submits its step. Does not wait for it.
     fn submit(&mut self, batch: &Batch, lr: f64, progress: &mut Progress) -> Result<()> {
-        let Some((_, inputs, session)) = &mut self.session else { return Ok(()) };
         let step = progress.submitted;
+        self.write_inputs(batch, step, lr)?;
+        let Some((_, _, session)) = &mut self.session else { return Ok(()) };
+        session.step()?;
+        progress.watch.see(&batch.labels);
+        let (epoch, number) = (progress.epoch, progress.batch);
+        progress.flights.push_back(InFlight { step, epoch, batch: number, lr });
+        progress.submitted += 1;
+        progress.batch += 1;
+        Ok(())
+    }
+
+    /// Writes the inputs of a step.
+    pub(super) fn write_inputs(&mut self, batch: &Batch, step: u64, lr: f64) -> Result<()> {
+        let Some((_, inputs, session)) = &mut self.session else { return Ok(()) };
         let seed = [fold(self.config.train.seed), fold(step)];
         let bytes = packed_bytes(batch.labels.len(), self.model.spec.network.input);
         if batch.images.len() == bytes {
@@ -316,11 +329,6 @@ impl Trainer {
         }
         session.write(inputs.lr, bytemuck::bytes_of(&(lr as f32)))?;
         session.write(inputs.seed, bytemuck::bytes_of(&seed))?;
-        session.step()?;
-        progress.watch.see(&batch.labels);
-        progress.flights.push_back(InFlight { step, epoch: progress.epoch, lr });
-        progress.submitted += 1;
-        progress.batch += 1;
         Ok(())
     }
 
@@ -337,18 +345,12 @@ impl Trainer {
         for finished in done {
             let Some(flight) = progress.flights.pop_front() else { break };
             let result = StepResult::unpack(&finished.values)?;
-            if !result.loss.is_finite() || result.nonfinite > 0 {
-                return Err(Error::data(
-                    format!("step {} (epoch {})", flight.step + 1, flight.epoch),
-                    format!(
-                        "loss {}, {} gradient elements that are not finite",
-                        result.loss, result.nonfinite
-                    ),
-                    "finite numbers",
-                    "lower optim.lr, set optim.clip_norm, or check the images of this batch",
-                ));
+            if result.is_finite() {
+                progress.skipped_in_a_row = 0;
+                progress.sums.add(&result);
+            } else {
+                self.not_finite(&flight, &result, progress, folder, observer)?;
             }
-            progress.sums.add(&result);
             progress.logged_images += self.config.train.batch_size;
             let now = Instant::now();
             let seconds = now.duration_since(progress.logged_at).as_secs_f64().max(1e-9);

@@ -86,6 +86,11 @@ pub struct StepResult {
 }
 
 impl StepResult {
+    /// Whether loss and gradient are finite. Where they are not the step was not taken.
+    pub fn is_finite(&self) -> bool {
+        self.nonfinite == 0 && self.loss.is_finite() && self.grad_norm.is_finite()
+    }
+
     /// Unpacks the fetched tensors, in the order in which [`record_step`] fetches them.
     pub fn unpack(values: &[epl_runtime::HostTensor]) -> Result<Self> {
         let missing = || Error::usage("a step gave too few results", "this is a fault of the program");
