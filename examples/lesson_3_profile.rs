@@ -28,6 +28,7 @@ fn main() -> anyhow::Result<()> {
     // One graph holds the whole step: images, network, head, gradients, optimiser.
     let options = StepOptions {
         batch: BATCH,
+        accumulate: 1,
         momentum: 0.9,
         weight_decay: 5e-4,
         clip_norm: 0.0,

@@ -8,6 +8,8 @@ struct Params {
     salt: u32,
     threshold: u32,
     scale: f32,
+    // The first block of the mask.
+    first: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -49,7 +51,7 @@ fn main(
     if first >= params.len {
         return;
     }
-    let words = philox(vec4(block, seed[1], 0u, 0u), vec2(seed[0], params.salt));
+    let words = philox(vec4(params.first + block, seed[1], 0u, 0u), vec2(seed[0], params.salt));
     let keep = words >= vec4(params.threshold);
     for (var j = 0u; j < min(4u, params.len - first); j++) {
         y[first + j] = select(0.0, params.scale * x[first + j], keep[j]);

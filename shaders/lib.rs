@@ -40,6 +40,7 @@ shaders! {
     "class_update_margin",
     "class_update_sgd",
     "class_update_uniface",
+    "concat_rows",
     "conv2d",
     "conv2d_direct",
     "conv2d_grad_input",

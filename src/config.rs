@@ -176,7 +176,8 @@ pub struct Train {
     pub max_steps: u64,
     /// Images a step.
     pub batch_size: usize,
-    /// Batches whose gradients are added up before the optimiser's step.
+    /// Batches of a step. It is the step of one batch that is this many times as large, but for batch normalisation, with
+    /// the memory of one; each batch goes through the network once more for that.
     pub accumulate: usize,
     /// Storage of activations and gradients.
     pub precision: Precision,
@@ -213,6 +214,13 @@ impl Default for Train {
             nonfinite: NonFinite::Stop,
             hard_cosine: 0.3,
         }
+    }
+}
+
+impl Train {
+    /// Images in a step of the optimiser.
+    pub fn images_per_step(&self) -> usize {
+        self.batch_size.saturating_mul(self.accumulate)
     }
 }
 

@@ -87,6 +87,7 @@ fn spec(form: HeadForm) -> ModelSpec {
 fn step_options(empirical: bool) -> StepOptions {
     StepOptions {
         batch: BATCH,
+        accumulate: 1,
         momentum: 0.9,
         weight_decay: 5e-4,
         clip_norm: 0.0,

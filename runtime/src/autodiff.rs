@@ -18,6 +18,26 @@ pub fn backward(graph: &mut Graph, loss: TensorId, wrt: &[TensorId]) -> Result<V
             "reduce it to one element, for example with sum_all",
         ));
     }
+    graph.set_scope("loss");
+    let one = fill::fill(graph, loss_desc.shape, 1.0)?;
+    backward_from(graph, loss, one, wrt)
+}
+
+/// Appends the ops that carry `gradient`, that of some loss with respect to `output`, on to each tensor of `wrt`: the
+/// part of the loss's gradient that goes through `output`. Otherwise as [`backward`].
+pub fn backward_from(
+    graph: &mut Graph,
+    output: TensorId,
+    gradient: TensorId,
+    wrt: &[TensorId],
+) -> Result<Vec<TensorId>> {
+    let (want, got) = (graph.desc(output).clone(), graph.desc(gradient).clone());
+    if want != got {
+        return Err(Error::graph(
+            format!("a gradient {got} of {} {want}", graph.tensor(output).name),
+            "give the gradient the shape of what it is of",
+        ));
+    }
     let nodes = graph.nodes().to_vec();
     let mut depends = vec![false; graph.tensors().count()];
     let mark = |depends: &mut Vec<bool>, id: TensorId| {
@@ -38,8 +58,7 @@ pub fn backward(graph: &mut Graph, loss: TensorId, wrt: &[TensorId]) -> Result<V
     }
 
     let mut gradients: HashMap<TensorId, TensorId> = HashMap::new();
-    graph.set_scope("loss");
-    gradients.insert(loss, fill::fill(graph, loss_desc.shape, 1.0)?);
+    gradients.insert(output, gradient);
     for node in nodes.iter().rev() {
         let upstream: Vec<Option<TensorId>> =
             node.outputs.iter().map(|id| gradients.get(id).copied()).collect();
@@ -80,7 +99,7 @@ pub fn backward(graph: &mut Graph, loss: TensorId, wrt: &[TensorId]) -> Result<V
         .map(|id| {
             gradients.get(id).copied().ok_or_else(|| {
                 Error::graph(
-                    format!("the loss does not depend on {}", graph.tensor(*id).name),
+                    format!("{} does not depend on {}", graph.tensor(output).name, graph.tensor(*id).name),
                     "leave it out of the trained tensors",
                 )
             })

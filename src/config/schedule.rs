@@ -110,7 +110,7 @@ pub struct LearningRate {
 impl LearningRate {
     /// The schedule of a run, its base rate scaled to the batch where `optim.lr_batch` says so. A run that `train.max_steps` ends early has its decay squeezed into those steps.
     pub fn new(optim: &Optim, train: &Train) -> Self {
-        let batch = train.batch_size * train.accumulate;
+        let batch = train.images_per_step();
         let scale = if optim.lr_batch == 0 { 1.0 } else { batch as f64 / optim.lr_batch as f64 };
         Self {
             base: optim.lr * scale,

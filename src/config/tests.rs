@@ -231,7 +231,6 @@ fn what_is_not_available_is_refused() {
     let unavailable = "not available in this version; supported:";
     refused("model.arch=iresnet50", &["`model.arch`", "InsightFace", unavailable, "ir100"]);
     refused("model.arch=mobilefacenet", &["`model.arch`", unavailable]);
-    refused("train.accumulate=2", &["`train.accumulate`", unavailable]);
     refused("train.precision=mixed", &["`train.precision`", unavailable, "\"f32\""]);
     refused("train.keep_checkpoints=0", &["`train.keep_checkpoints`", "1 or more"]);
     refused("data.augment=[\"rotate\"]", &["`data.augment[0]`", "\"rotate\"", "\"mirror\""]);

@@ -248,7 +248,12 @@ impl Config {
             &format!("2 to {MAX_BATCH}"),
         )?;
         require(train.accumulate >= 1, "train.accumulate", train.accumulate, "1 or more")?;
-        available(train.accumulate == 1, "train.accumulate", train.accumulate, "1")?;
+        require(
+            train.images_per_step() <= MAX_BATCH,
+            "train.accumulate",
+            format!("{} batches of {}", train.accumulate, train.batch_size),
+            &format!("at most {MAX_BATCH} images a step"),
+        )?;
         available(train.precision == Precision::F32, "train.precision", "\"mixed\"", "\"f32\"")?;
         require(train.log_every >= 1, "train.log_every", train.log_every, "1 or more")?;
         require(

@@ -38,7 +38,8 @@ impl Embedder {
         let mut graph = Graph::new();
         let parameters = model.spec.parameters.declare(&mut graph)?;
         let images = record_images(&mut graph, batch, network.input)?;
-        let embedding = network.record(&mut graph, &parameters, images.normalized, Mode::Evaluate)?;
+        let normalized = images.normalized(&mut graph, 0, batch)?;
+        let embedding = network.record(&mut graph, &parameters, normalized, Mode::Evaluate)?;
         graph.fetch(embedding);
         let session = Session::new(&graph, &model.store, SessionOptions::default())?;
         Ok(Self { session, images, batch, size: network.input, dimension: network.embedding })

@@ -4,7 +4,11 @@
 //! conv1 3x3 (3 -> w), bn1, prelu; four layers of w, 2w, 4w, 8w channels, each halving the resolution; bn4; dropout;
 //! fc5, a convolution over all that is left; bn5 with its weight frozen at 1.
 
-use epl_runtime::ops::{add, batch_norm, batch_norm_eval, conv2d, dropout, prelu, reshape};
+use epl_runtime::ops::{
+    add, batch_norm, batch_norm_eval, conv2d,
+    dropout::{self, Dropout},
+    prelu, reshape,
+};
 use epl_runtime::{Graph, Record, Shape, TensorId};
 
 use crate::nn::parameters::{Declared, Initial, Layout, ParameterSpec, Role};
@@ -51,6 +55,10 @@ pub enum Mode {
     Train {
         /// The seed tensor.
         seed: TensorId,
+        /// The images' place in the batch of the step, of which they may be a part.
+        first: usize,
+        /// Whether the running statistics move: not where the same images go through the network a second time.
+        statistics: bool,
     },
     /// Running statistics, no dropout.
     Evaluate,
@@ -249,8 +257,9 @@ impl Recorder<'_> {
         let (weight, bias) = (part("weight")?, part("bias")?);
         let (mean, var) = (part("running_mean")?, part("running_var")?);
         Ok(match self.mode {
-            Mode::Train { .. } => {
-                let attributes = batch_norm::BatchNorm { eps: BATCH_NORM_EPS, momentum: BATCH_NORM_MOMENTUM };
+            Mode::Train { statistics, .. } => {
+                let momentum = if statistics { BATCH_NORM_MOMENTUM } else { 0.0 };
+                let attributes = batch_norm::BatchNorm { eps: BATCH_NORM_EPS, momentum };
                 batch_norm::batch_norm_train(self.graph, x, weight, bias, mean, var, attributes)?
             }
             Mode::Evaluate => {
@@ -267,9 +276,11 @@ impl Recorder<'_> {
 
     fn dropout(&mut self, x: TensorId, probability: f32) -> Result<TensorId> {
         match self.mode {
-            Mode::Train { seed } if probability > 0.0 => {
+            Mode::Train { seed, first, .. } if probability > 0.0 => {
                 self.graph.set_scope("dropout");
-                Ok(dropout::dropout(self.graph, x, seed, 0, probability)?)
+                let shape = &self.graph.desc(x).shape;
+                let first = first * (shape.elements() / shape.dim(0));
+                Ok(dropout::dropout(self.graph, x, seed, Dropout { salt: 0, probability, first })?)
             }
             _ => Ok(x),
         }

@@ -133,7 +133,7 @@ impl Trainer {
                 break;
             }
         }
-        let mut outcome = progress.outcome(self.config.train.batch_size * self.config.train.accumulate);
+        let mut outcome = progress.outcome(self.config.train.images_per_step());
         if interrupted {
             // The end of an epoch has written one, unless it failed; this one must not.
             let saved = progress.saved.take().filter(|(step, _)| *step == progress.submitted);
@@ -351,7 +351,7 @@ impl Trainer {
             } else {
                 self.not_finite(&flight, &result, progress, folder, observer)?;
             }
-            progress.logged_images += self.config.train.batch_size;
+            progress.logged_images += self.config.train.images_per_step();
             let now = Instant::now();
             let seconds = now.duration_since(progress.logged_at).as_secs_f64().max(1e-9);
             let point = StepPoint {

@@ -1,8 +1,11 @@
 //! The training step as a graph: images -> embedding -> head -> gradients -> optimiser. One graph without the
 //! empirical branch and one with it; both work on the same persistent tensors.
 
-use epl_runtime::autodiff::backward;
+use epl_runtime::autodiff::{backward, backward_from};
 use epl_runtime::graph::VIEW_ALIGNMENT;
+use epl_runtime::ops::add::add;
+use epl_runtime::ops::concat_rows::concat_rows;
+use epl_runtime::ops::slice_rows::slice_rows;
 use epl_runtime::ops::{check_finite, clamp_min, grad_norm, sgd, step_factor};
 use epl_runtime::{Graph, TensorDesc, TensorId};
 
@@ -11,14 +14,16 @@ use crate::head::{HeadInputs, HeadPass, SampledClasses, head_loss};
 use crate::model::{HEAD_BIAS, ModelSpec, Tables};
 use crate::nn::input::{Images, record_images};
 use crate::nn::ir::{MINIMUM_SLOPE, Mode};
-use crate::nn::parameters::{GRADIENTS, MOMENTUM, Role};
+use crate::nn::parameters::{Declared, Entry, GRADIENTS, MOMENTUM, Role};
 use crate::{Error, Result};
 
 /// What the step needs to know beside the model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepOptions {
-    /// Images in a batch.
+    /// Images that go through the network at once.
     pub batch: usize,
+    /// Such batches in a step: it is that of one large batch, but for batch normalisation.
+    pub accumulate: usize,
     /// Momentum of SGD.
     pub momentum: f32,
     /// Weight decay of SGD, on every trained parameter.
@@ -35,6 +40,13 @@ pub struct StepOptions {
     pub seed: u64,
 }
 
+impl StepOptions {
+    /// Images in a step.
+    pub fn images(&self) -> usize {
+        self.batch * self.accumulate
+    }
+}
+
 /// A recorded training step.
 pub struct StepGraph {
     /// The graph.
@@ -48,7 +60,7 @@ pub struct StepGraph {
 pub struct StepInputs {
     /// The images.
     pub images: Images,
-    /// u32 `[batch]`: classes.
+    /// u32 `[images]`: classes.
     pub labels: TensorId,
     /// The classes that take part, where they are sampled.
     pub sampled: Option<SampledClasses>,
@@ -61,7 +73,7 @@ pub struct StepInputs {
 /// The sampler of a model's classes for batches of `batch`; `None` where all take part in every step.
 pub fn class_sampler(spec: &ModelSpec, options: &StepOptions) -> Option<ClassSampler> {
     let head = spec.head.as_ref()?;
-    ClassSampler::new(head.classes, options.batch, head.settings.sample_rate, options.seed)
+    ClassSampler::new(head.classes, options.images(), head.settings.sample_rate, options.seed)
 }
 
 /// Name of the persistent count of what was not finite.
@@ -128,35 +140,30 @@ pub fn record_step(spec: &ModelSpec, options: &StepOptions) -> Result<StepGraph>
     let momentum = graph.persistent(MOMENTUM, arena, "optimizer")?;
     let tables = spec.declare_tables(&mut graph)?;
     let Tables { weight, momentum: weight_momentum, queue } = tables.ok_or_else(without_head)?;
-    let images = record_images(&mut graph, options.batch, spec.network.input)?;
-    let labels = graph.input("labels", TensorDesc::u32([options.batch]))?;
+    let images = record_images(&mut graph, options.images(), spec.network.input)?;
+    let labels = graph.input("labels", TensorDesc::u32([options.images()]))?;
     let sampled = match class_sampler(spec, options) {
         Some(sampler) => Some(SampledClasses {
             classes: graph.input("classes", TensorDesc::u32([sampler.count()]))?,
-            positions: graph.input("positions", TensorDesc::u32([options.batch]))?,
+            positions: graph.input("positions", TensorDesc::u32([options.images()]))?,
         }),
         None => None,
     };
     let lr = graph.input("lr", TensorDesc::f32([1]))?;
     let seed = graph.input("seed", TensorDesc::u32([2]))?;
 
-    let embedding = spec.network.record(&mut graph, &parameters, images.normalized, Mode::Train { seed })?;
+    let mut passes = Passes { graph: &mut graph, spec, parameters: &parameters, images, seed, options };
+    let embedding = passes.embeddings()?;
     graph.set_scope("head");
     let bias = spec.parameters.get(HEAD_BIAS).map(|_| parameters.get(HEAD_BIAS)).transpose()?;
     let inputs = HeadInputs { embedding, labels, weight, queue, bias, sampled };
     let pass = HeadPass { empirical_branch: options.empirical, tile: None };
     let outputs = head_loss(&mut graph, inputs, &head.settings, pass)?;
 
-    let trained: Vec<_> =
-        spec.parameters.entries().iter().filter(|entry| entry.spec.role != Role::Statistic).collect();
-    let mut wrt =
-        trained.iter().map(|entry| parameters.get(&entry.spec.name)).collect::<Result<Vec<TensorId>>>()?;
-    if outputs.prototypes.is_none() {
-        wrt.push(weight);
-    }
-    let mut computed = backward(&mut graph, outputs.loss, &wrt)?;
-    let weight_gradient = if outputs.prototypes.is_none() { computed.pop() } else { None };
-    for (entry, gradient) in trained.iter().zip(computed) {
+    let mut passes = Passes { graph: &mut graph, spec, parameters: &parameters, images, seed, options };
+    let (computed, weight_gradient) =
+        passes.gradients(embedding, outputs.loss, Some(weight).filter(|_| outputs.prototypes.is_none()))?;
+    for (entry, gradient) in trained(spec).zip(computed) {
         graph.place(gradient, gradients, entry.offset)?;
     }
 
@@ -213,4 +220,97 @@ pub fn record_step(spec: &ModelSpec, options: &StepOptions) -> Result<StepGraph>
         graph.fetch(cosine);
     }
     Ok(StepGraph { graph, inputs: StepInputs { images, labels, sampled, lr, seed } })
+}
+
+/// The parameters that are trained by gradient, but for the class weights.
+fn trained(spec: &ModelSpec) -> impl Iterator<Item = &Entry> {
+    spec.parameters.entries().iter().filter(|entry| entry.spec.role != Role::Statistic)
+}
+
+/// The ways of a step's images through the network.
+///
+/// Where a step has several batches, its head sees all of them as one: empirical prototypes, sampled classes, margins and
+/// the norm that clips are those of the large batch, exactly. What would keep the activations of all batches at once, the
+/// gradient, takes each batch through the network a second time instead, when the gradient of its embeddings is known
+/// (as in gradient checkpointing: Chen et al., arXiv 1604.06174; for losses over large batches, Gao et al., arXiv 2101.06983).
+struct Passes<'a> {
+    graph: &'a mut Graph,
+    spec: &'a ModelSpec,
+    parameters: &'a Declared,
+    images: Images,
+    seed: TensorId,
+    options: &'a StepOptions,
+}
+
+impl Passes<'_> {
+    /// The embeddings of batch `index`; `again` where they were recorded before.
+    fn embed(&mut self, index: usize, again: bool) -> Result<TensorId> {
+        let first = index * self.options.batch;
+        let images = self.images.normalized(self.graph, first, self.options.batch)?;
+        let mode = Mode::Train { seed: self.seed, first, statistics: !again };
+        self.spec.network.record(self.graph, self.parameters, images, mode)
+    }
+
+    /// The embeddings of all images, `[images, D]`.
+    fn embeddings(&mut self) -> Result<TensorId> {
+        let parts: Vec<TensorId> =
+            (0..self.options.accumulate).map(|index| self.embed(index, false)).collect::<Result<_>>()?;
+        match parts.as_slice() {
+            [all] => Ok(*all),
+            parts => {
+                self.graph.set_scope("embeddings");
+                Ok(concat_rows(self.graph, parts)?)
+            }
+        }
+    }
+
+    /// The gradients of the trained parameters, in their order, and of `weight`.
+    fn gradients(
+        &mut self,
+        embedding: TensorId,
+        loss: TensorId,
+        weight: Option<TensorId>,
+    ) -> Result<(Vec<TensorId>, Option<TensorId>)> {
+        let names: Vec<&str> = trained(self.spec).map(|entry| entry.spec.name.as_str()).collect();
+        let of =
+            |names: &[&str]| names.iter().map(|name| self.parameters.get(name)).collect::<Result<Vec<_>>>();
+        if self.options.accumulate == 1 {
+            let mut wrt = of(&names)?;
+            wrt.extend(weight);
+            let mut found = backward(self.graph, loss, &wrt)?;
+            let of_weight = weight.and_then(|_| found.pop());
+            return Ok((found, of_weight));
+        }
+        let (of_head, of_network): (Vec<&str>, Vec<&str>) =
+            names.iter().partition(|name| **name == HEAD_BIAS);
+        let (of_head, of_network) = (of(&of_head)?, of(&of_network)?);
+        let mut wrt = vec![embedding];
+        wrt.extend(&of_head);
+        wrt.extend(weight);
+        let mut found = backward(self.graph, loss, &wrt)?;
+        let of_weight = weight.and_then(|_| found.pop());
+        let rest = found.split_off(1);
+        let Some(of_embedding) = found.pop() else { return Err(without_head()) };
+        let mut sums: Vec<TensorId> = Vec::new();
+        for index in 0..self.options.accumulate {
+            let part = self.embed(index, true)?;
+            self.graph.set_scope("embeddings");
+            let batch = self.options.batch;
+            let upstream = slice_rows(self.graph, of_embedding, index * batch, batch)?;
+            let parts = backward_from(self.graph, part, upstream, &of_network)?;
+            self.graph.set_scope("accumulated gradients");
+            sums = if sums.is_empty() {
+                parts
+            } else {
+                let pairs = sums.into_iter().zip(parts);
+                pairs.map(|(sum, part)| add(self.graph, sum, part)).collect::<Result<_, _>>()?
+            };
+        }
+        let mut of_network = sums.into_iter();
+        let mut of_head = rest.into_iter();
+        let in_order = names
+            .iter()
+            .filter_map(|name| if *name == HEAD_BIAS { of_head.next() } else { of_network.next() });
+        Ok((in_order.collect(), of_weight))
+    }
 }

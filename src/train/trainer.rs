@@ -60,6 +60,7 @@ pub fn spec_of(config: &Config, classes: usize) -> Result<ModelSpec> {
 pub fn step_options(config: &Config, empirical: bool) -> StepOptions {
     StepOptions {
         batch: config.train.batch_size,
+        accumulate: config.train.accumulate,
         momentum: config.optim.momentum as f32,
         weight_decay: config.optim.weight_decay as f32,
         clip_norm: config.optim.clip_norm as f32,
@@ -74,7 +75,7 @@ pub fn step_options(config: &Config, empirical: bool) -> StepOptions {
 /// are of one size, but does not know which.
 fn loader_of(config: &Config, dataset: &Arc<dyn Dataset>) -> Result<Loader> {
     let options = LoaderOptions {
-        batch_size: config.train.batch_size,
+        batch_size: config.train.images_per_step(),
         seed: config.train.seed,
         shuffle: config.data.shuffle,
         mirror: config.data.augment.contains(&Augment::Mirror),

@@ -22,6 +22,8 @@ crate::param_block! {
         threshold: u32,
         /// Factor of the elements that are kept.
         scale: f32,
+        /// The first block of four elements of the mask.
+        first: u32,
     }
 }
 
@@ -41,15 +43,9 @@ pub const ENTRY: OpEntry = OpEntry { name: "dropout", cases, kernels: &[&DROPOUT
 const PER_GROUP: usize = 4 * 256;
 
 /// Records dropout of `x` with `probability` in `0..1`. `seed` is a u32 `[2]`: the seed, and the step, which the caller
-/// changes. `salt` tells apart several dropouts of one graph.
-pub fn dropout(
-    record: &mut dyn Record,
-    x: TensorId,
-    seed: TensorId,
-    salt: u32,
-    probability: f32,
-) -> Result<TensorId> {
-    push_one(record, Dropout { salt, probability }, &[x, seed])
+/// changes.
+pub fn dropout(record: &mut dyn Record, x: TensorId, seed: TensorId, config: Dropout) -> Result<TensorId> {
+    push_one(record, config, &[x, seed])
 }
 
 /// The op `dropout`.
@@ -59,6 +55,9 @@ pub struct Dropout {
     pub salt: u32,
     /// Probability that an element is dropped, from 0 to below 1.
     pub probability: f32,
+    /// The element of the mask that the first of `x` takes, a multiple of four: so `x` can be a part of something that is
+    /// dropped as if it were whole.
+    pub first: usize,
 }
 
 impl Dropout {
@@ -95,6 +94,9 @@ impl Op for Dropout {
         if *seed != TensorDesc::u32([2]) {
             return Err(Error::shape("dropout", format!("seed {seed}"), "u32[2]: seed, step"));
         }
+        if !self.first.is_multiple_of(4) {
+            return Err(Error::shape("dropout", format!("first {}", self.first), "a multiple of four"));
+        }
         if !(0.0..1.0).contains(&self.probability) {
             return Err(Error::shape(
                 "dropout",
@@ -107,11 +109,13 @@ impl Op for Dropout {
 
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
         let len = lowering.input(0)?.shape.elements();
+        lowering.size(self.first + len)?;
         let params = DropoutParams {
             len: lowering.size(len)?,
             salt: self.salt,
             threshold: self.threshold(),
             scale: 1.0 / (1.0 - self.probability),
+            first: lowering.size(self.first / 4)?,
         };
         let grid = lowering.fold(len.div_ceil(PER_GROUP))?;
         let operands = [Operand::Input(0), Operand::Input(1), Operand::Output(0)];
@@ -130,7 +134,7 @@ impl Op for Dropout {
         let (x, seed) = (&inputs[0], &inputs[1]);
         let (key, step) = ([seed.data[0] as u32, self.salt], seed.data[1] as u32);
         vec![Array::from_fn(x.shape.clone(), |i| {
-            let word = philox([(i / 4) as u32, step, 0, 0], key)[i % 4];
+            let word = philox([((self.first + i) / 4) as u32, step, 0, 0], key)[i % 4];
             if word < self.threshold() { 0.0 } else { x.data[i] / (1.0 - f64::from(self.probability)) }
         })]
     }
@@ -143,10 +147,16 @@ impl Op for Dropout {
 fn cases() -> Vec<Case> {
     let case = |label: &str, shape: &[usize], seed: [u32; 2], salt: u32, probability: f32| {
         let inputs = vec![normal(shape.to_vec(), 1.0, 1), words(&seed)];
-        Case::new(label, Dropout { salt, probability }, inputs)
+        Case::new(label, Dropout { salt, probability, first: 0 }, inputs)
     };
     vec![
         case("odd sizes", &[3, 5, 13], [1, 0], 0, 0.4).differentiate(&[0]),
+        Case::new(
+            "a part of a mask",
+            Dropout { salt: 0, probability: 0.4, first: 92 },
+            vec![normal([3, 35], 1.0, 1), words(&[1, 0])],
+        )
+        .differentiate(&[0]),
         case("one element", &[1], [7, 3], 1, 0.5),
         case("several workgroups", &[4099], [u32::MAX, u32::MAX], u32::MAX, 0.4),
         case("a late step", &[2, 513], [1234, 1_000_003], 2, 0.9),
@@ -177,7 +187,7 @@ mod tests {
     fn dropped(seed: [u32; 2], salt: u32, probability: f32) -> Vec<bool> {
         let x = Array::new([100_000], vec![1.0; 100_000]);
         let seed = Array::new([2], seed.map(f64::from).to_vec());
-        let y = Dropout { salt, probability }.reference(&[x, seed]);
+        let y = Dropout { salt, probability, first: 0 }.reference(&[x, seed]);
         y[0].data.iter().map(|&v| v == 0.0).collect()
     }
 
@@ -189,6 +199,16 @@ mod tests {
             // Four standard deviations of the share of 100,000 draws at most.
             assert!((share - f64::from(probability)).abs() < 0.0064, "{share} for {probability}");
         }
+    }
+
+    #[test]
+    fn the_parts_of_a_mask_are_the_mask() {
+        let seed = || Array::new([2], vec![5.0, 6.0]);
+        let mask = |first: usize, len: usize| {
+            let op = Dropout { salt: 1, probability: 0.5, first };
+            op.reference(&[Array::new([len], vec![1.0; len]), seed()]).remove(0).data
+        };
+        assert_eq!([mask(0, 40), mask(40, 24), mask(64, 7)].concat(), mask(0, 71));
     }
 
     #[test]

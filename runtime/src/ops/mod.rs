@@ -9,6 +9,7 @@ pub mod batch_norm_grad;
 pub mod broadcast_scalar;
 pub mod check_finite;
 pub mod clamp_min;
+pub mod concat_rows;
 pub mod conv2d;
 mod conv2d_cases;
 pub mod conv2d_grad_input;
@@ -25,6 +26,7 @@ pub mod reshape;
 pub mod scale;
 pub mod scale_rows;
 pub mod sgd;
+pub mod slice_rows;
 pub mod step_factor;
 pub mod sum_all;
 pub mod sum_rows;
@@ -41,6 +43,7 @@ pub const REGISTRY: &[OpEntry] = &[
     broadcast_scalar::ENTRY,
     check_finite::ENTRY,
     clamp_min::ENTRY,
+    concat_rows::ENTRY,
     conv2d::ENTRY,
     conv2d_grad_input::ENTRY,
     conv2d_grad_weight::ENTRY,
@@ -56,6 +59,7 @@ pub const REGISTRY: &[OpEntry] = &[
     scale::ENTRY,
     scale_rows::ENTRY,
     sgd::ENTRY,
+    slice_rows::ENTRY,
     step_factor::ENTRY,
     sum_all::ENTRY,
     sum_rows::ENTRY,
