@@ -54,31 +54,17 @@ impl Convert {
 /// The commands of `epl data` that this version does not have.
 #[derive(Debug, Subcommand)]
 pub enum DataTools {
-    /// Not in this version: say what a folder, record file or verification set holds
-    Inspect(Rest),
-    /// Not in this version: read every image and name those that cannot be used
-    Check(Rest),
-    /// Not in this version: make a record file or a verification set of images
-    Pack(Rest),
-    /// Not in this version: write the images of a record file or a verification set
-    Unpack(Rest),
     /// Not in this version: align faces by five landmarks
     Align(Rest),
-    /// Not in this version: make a data set of procedural faces
-    Synth(Rest),
 }
 
 impl DataTools {
     pub fn error(&self) -> Error {
-        let name = match self {
-            Self::Inspect(_) => "data inspect",
-            Self::Check(_) => "data check",
-            Self::Pack(_) => "data pack",
-            Self::Unpack(_) => "data unpack",
-            Self::Align(_) => "data align",
-            Self::Synth(_) => "data synth",
-        };
-        absent(name, "`epl train` reads folders of images and .rec files as they are")
+        let Self::Align(_) = self;
+        absent(
+            "data align",
+            "`epl data pack --size` scales and crops; detect and align faces with another tool",
+        )
     }
 }
 

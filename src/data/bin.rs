@@ -4,6 +4,8 @@
 //! of Python have written them: images are byte strings, bytearrays or arrays of uint8, booleans are plain, NumPy
 //! scalars or an array. These are read and nothing else; nothing in the file is ever run ([`super::pickle`]).
 
+mod writer;
+
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -65,6 +67,14 @@ impl VerificationSet {
     pub fn decode(&self, index: usize, size: [usize; 2]) -> Result<Image> {
         let encoded = self.images.get(index).map(AsRef::as_ref).unwrap_or_default();
         decode::decode(encoded, size, true, || format!("{}, image {index}", self.name))
+    }
+}
+
+/// The pickle's protocol by its first bytes: those from 2 on say theirs, the older ones do not.
+pub fn protocol(start: &[u8]) -> u8 {
+    match start {
+        &[0x80, protocol, ..] => protocol,
+        _ => 0,
     }
 }
 

@@ -1,11 +1,14 @@
 //! A folder of identity folders: each subfolder is a class, each image in it a sample of that class.
 
+use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use image::ImageFormat;
 
+use super::recordio::OnFault;
+use super::stored::Stored;
 use super::{Dataset, Image, Options, decode, has_extension, no_such_index};
 use crate::{Error, Result};
 
@@ -21,7 +24,7 @@ pub struct FolderDataset {
     images: Vec<(u32, Box<OsStr>)>,
     options: Options,
     num_classes: usize,
-    skipped: usize,
+    skipped: Vec<PathBuf>,
 }
 
 impl FolderDataset {
@@ -32,6 +35,15 @@ impl FolderDataset {
     /// No identity folder in `root`, an identity without images or with folders in it, an image in a format
     /// that is not read, more identities than `options.num_classes`, or a folder that cannot be listed.
     pub fn open(root: &Path, options: &Options) -> Result<Self> {
+        Self::open_past(root, options, &mut Err)
+    }
+
+    /// The same, with the faults inside of `root` handed to `on_fault`: where it returns `Ok` the identity or the file is
+    /// passed over.
+    ///
+    /// # Errors
+    /// Those of `on_fault`; no identity folder in `root`, or more of them than `options.num_classes`.
+    pub fn open_past(root: &Path, options: &Options, on_fault: OnFault<'_>) -> Result<Self> {
         let listing = list(root)?;
         if listing.folders.is_empty() {
             return Err(no_identities(root, &listing));
@@ -42,7 +54,7 @@ impl FolderDataset {
             images: Vec::new(),
             options: options.clone(),
             num_classes: options.num_classes.unwrap_or(listing.folders.len()),
-            skipped: listing.files.len(),
+            skipped: listing.files.iter().map(|file| root.join(file)).collect(),
         };
         if dataset.num_classes < listing.folders.len() {
             return Err(Error::usage(
@@ -56,26 +68,34 @@ impl FolderDataset {
             ));
         }
         for identity in listing.folders {
-            dataset.add_identity(identity)?;
+            dataset.add_identity(identity, on_fault)?;
         }
         Ok(dataset)
     }
 
-    /// How many visible files were left out because they are not images or lie beside the identity folders.
-    pub fn skipped(&self) -> usize {
-        self.skipped
+    /// The visible files that were left out because they are not images or lie beside the identity folders.
+    pub fn skipped(&self) -> &[PathBuf] {
+        &self.skipped
     }
 
-    fn add_identity(&mut self, identity: OsString) -> Result<()> {
+    /// The folder's path.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn add_identity(&mut self, identity: OsString, on_fault: OnFault<'_>) -> Result<()> {
         let path = self.root.join(&identity);
-        let listing = list(&path)?;
-        if let Some(inner) = listing.folders.first() {
-            return Err(Error::data(
+        let listing = match list(&path) {
+            Ok(listing) => listing,
+            Err(error) => return on_fault(error),
+        };
+        for inner in &listing.folders {
+            on_fault(Error::data(
                 path.join(inner).display().to_string(),
                 "a folder inside an identity's folder",
                 "images only",
                 "move its images into the identity's folder, or make it an identity of its own",
-            ));
+            ))?;
         }
         let label = u32::try_from(self.identities.len()).map_err(|_| {
             Error::data(
@@ -87,14 +107,15 @@ impl FolderDataset {
         })?;
         let before = self.images.len();
         for file in listing.files {
-            if is_image(&path.join(&file))? {
-                self.images.push((label, file.into_boxed_os_str()));
-            } else {
-                self.skipped += 1;
+            let inside = path.join(&file);
+            match is_image(&inside) {
+                Ok(true) => self.images.push((label, file.into_boxed_os_str())),
+                Ok(false) => self.skipped.push(inside),
+                Err(error) => on_fault(error)?,
             }
         }
         if self.images.len() == before {
-            return Err(Error::data(
+            return on_fault(Error::data(
                 path.display().to_string(),
                 "an identity's folder without images",
                 "at least one JPEG, PNG, BMP, PGM or WebP image",
@@ -134,6 +155,29 @@ impl Dataset for FolderDataset {
 
     fn name(&self, index: usize) -> String {
         self.path(index).map_or_else(|_| format!("image {index}"), |(_, path)| path.display().to_string())
+    }
+}
+
+impl Stored for FolderDataset {
+    fn len(&self) -> usize {
+        self.images.len()
+    }
+
+    fn label(&self, index: usize) -> Result<u32> {
+        Dataset::label(self, index)
+    }
+
+    fn encoded(&self, index: usize) -> Result<Cow<'_, [u8]>> {
+        let (_, path) = self.path(index)?;
+        std::fs::read(&path).map(Cow::Owned).map_err(|source| Error::io(&path, source))
+    }
+
+    fn name(&self, index: usize) -> String {
+        Dataset::name(self, index)
+    }
+
+    fn identity(&self, label: u32) -> Option<String> {
+        Some(self.identities.get(label as usize)?.to_string_lossy().into_owned())
     }
 }
 
@@ -273,13 +317,13 @@ mod tests {
         std::fs::create_dir(root.path().join("s1/@eaDir")).unwrap();
 
         let dataset = FolderDataset::open(root.path(), &options()).unwrap();
-        assert_eq!((dataset.len(), dataset.num_classes(), dataset.skipped()), (4, 3, 2));
+        assert_eq!((Dataset::len(&dataset), dataset.num_classes(), dataset.skipped().len()), (4, 3, 2));
         let samples: Vec<(u32, u8)> = (0..4)
-            .map(|index| (dataset.label(index).unwrap(), dataset.load(index).unwrap().rgb[0]))
+            .map(|index| (Dataset::label(&dataset, index).unwrap(), dataset.load(index).unwrap().rgb[0]))
             .collect();
         assert_eq!(samples, [(0, 10), (1, 20), (1, 21), (2, 30)]);
-        assert!(dataset.name(2).ends_with("img10.jpg"));
-        assert!(dataset.label(4).is_err() && dataset.load(4).is_err());
+        assert!(Dataset::name(&dataset, 2).ends_with("img10.jpg"));
+        assert!(Dataset::label(&dataset, 4).is_err() && dataset.load(4).is_err());
 
         let few = Options { num_classes: Some(2), ..options() };
         assert!(matches!(open(root.path(), &few).err().unwrap(), Error::Usage { .. }));
@@ -342,5 +386,25 @@ mod tests {
         std::fs::remove_file(root.path().join("anna/old")).unwrap();
         write_image(&root.path().join("anna/day1/1.png"), 1);
         assert!(message().contains("day1"), "{}", message());
+    }
+
+    #[test]
+    fn faults_inside_can_be_passed_over() {
+        let root = tempfile::tempdir().unwrap();
+        write_image(&root.path().join("b/1.png"), 7);
+        write_image(&root.path().join("b/inner/1.png"), 8);
+        std::fs::write(root.path().join("b/old"), b"GIF89a\x01\x00\x01\x00\x00\x00\x00").unwrap();
+        std::fs::create_dir(root.path().join("a")).unwrap();
+        let mut faults = Vec::new();
+        let dataset = FolderDataset::open_past(root.path(), &options(), &mut |fault| {
+            faults.push(fault.to_string());
+            Ok(())
+        });
+        let dataset = dataset.unwrap();
+        assert_eq!((Dataset::len(&dataset), dataset.identity(0).unwrap()), (1, "b".to_owned()));
+        assert_eq!(faults.len(), 3, "{faults:?}");
+        for (fault, word) in faults.iter().zip(["without images", "inner", "Gif"]) {
+            assert!(fault.contains(word), "{fault}");
+        }
     }
 }

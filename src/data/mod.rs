@@ -1,17 +1,26 @@
-//! Training and verification data: datasets of labelled face images, the loader that batches them, and the
-//! readers of the field's file formats.
+//! Training and verification data: datasets of labelled face images, the loader that batches them, the readers and
+//! writers of the field's file formats, and a doctor for data sets.
 //!
 //! Everything here is on the CPU and in 8-bit RGB; normalisation and mirroring happen in shaders.
 
+pub mod aside;
 pub mod bin;
 pub mod decode;
+pub mod doctor;
+pub mod encode;
 pub mod folder;
+pub mod identities;
 pub mod loader;
 pub mod memory;
+pub mod pack;
 mod pairs;
 pub mod pickle;
+pub mod probe;
 pub mod recordio;
+pub mod stored;
+pub mod survey;
 pub mod synth;
+pub mod unpack;
 
 use std::path::{Path, PathBuf};
 
@@ -114,7 +123,7 @@ pub fn open(path: impl AsRef<Path>, options: &Options) -> Result<Box<dyn Dataset
 }
 
 /// Whether `path` ends in `.extension`, in either case.
-fn has_extension(path: &Path, extension: &str) -> bool {
+pub(crate) fn has_extension(path: &Path, extension: &str) -> bool {
     path.extension().is_some_and(|found| found.eq_ignore_ascii_case(extension))
 }
 

@@ -6,6 +6,8 @@
 //! flag is n > 0, n labels in f32 that replace the header's own, then an encoded image. All little-endian.
 
 mod dataset;
+mod stored;
+mod writer;
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -16,6 +18,11 @@ use memmap2::Mmap;
 use crate::{Error, Result};
 
 pub use dataset::RecordDataset;
+pub use stored::StoredRecords;
+pub use writer::{RecordWriter, SealedRecords, encode_payload, encode_record};
+
+/// What becomes of a fault that is found while a file is opened: passed on to end it, or noted to go on past it.
+pub type OnFault<'a> = &'a mut dyn FnMut(Error) -> Result<()>;
 
 /// The word that starts every part of a record.
 pub const MAGIC: u32 = 0xced7_230a;
@@ -187,6 +194,15 @@ impl RecordFile {
     /// A file that cannot be read or is empty; an index with a line that is not `key<TAB>offset`, an offset past
     /// the end or no line at all; without an index, a damaged record anywhere.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_past(path, &mut Err)
+    }
+
+    /// The same, with the faults of the index, or without one those of the records, handed to `on_fault`: where it
+    /// returns `Ok` the line or the record is passed over. Records that follow a damaged one are looked for.
+    ///
+    /// # Errors
+    /// Those of `on_fault`; a file that cannot be read or is empty.
+    pub fn open_past(path: &Path, on_fault: OnFault<'_>) -> Result<Self> {
         let file = File::open(path).map_err(|source| Error::io(path, source))?;
         let length = file.metadata().map_err(|source| Error::io(path, source))?.len();
         if length == 0 {
@@ -198,8 +214,8 @@ impl RecordFile {
         let mut records = Self { path: path.to_path_buf(), map, entries: Vec::new() };
         let index = path.with_extension("idx");
         records.entries = match std::fs::read_to_string(&index) {
-            Ok(text) => parse_index(&index, &text, length)?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => records.scan()?,
+            Ok(text) => parse_index(&index, &text, length, on_fault)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => records.scan(on_fault)?,
             Err(source) => return Err(Error::io(&index, source)),
         };
         Ok(records)
@@ -234,20 +250,44 @@ impl RecordFile {
         format!("{}, key {}, byte {}", self.path.display(), entry.key, entry.offset)
     }
 
-    fn scan(&self) -> Result<Vec<Entry>> {
+    fn scan(&self, on_fault: OnFault<'_>) -> Result<Vec<Entry>> {
         let mut entries = Vec::new();
         let mut offset = 0;
         while (offset as usize) < self.map.len() {
             let entry = Entry { key: entries.len() as u64, offset };
-            offset = read_record(&self.map, offset).map_err(|fault| self.error(entry, fault))?.1;
-            entries.push(entry);
+            match read_record(&self.map, offset) {
+                Ok((_, next)) => {
+                    entries.push(entry);
+                    offset = next;
+                }
+                Err(fault) => {
+                    on_fault(self.error(entry, fault))?;
+                    offset = self.next_record(offset).unwrap_or(self.map.len() as u64);
+                }
+            }
         }
         Ok(entries)
     }
+
+    /// The first place behind `offset` that looks like the start of a record.
+    fn next_record(&self, offset: u64) -> Option<u64> {
+        // Records start at multiples of four.
+        let start = usize::try_from(offset).ok()?.next_multiple_of(4) + 4;
+        let starts = |words: &&[u8]| word(words, 0) == Some(MAGIC);
+        let mut from = start;
+        loop {
+            let at = from + 4 * self.map.get(from..)?.chunks_exact(4).position(|words| starts(&words))?;
+            // A magic word that goes on a divided record is none.
+            if word(self.map.get(at..)?, 4).is_some_and(|word| word >> 29 < 2) {
+                return Some(at as u64);
+            }
+            from = at + 4;
+        }
+    }
 }
 
-/// The entries of an index file, in its order.
-fn parse_index(path: &Path, text: &str, file_length: u64) -> Result<Vec<Entry>> {
+/// The entries of an index file, in its order, without the lines whose faults `on_fault` lets pass.
+fn parse_index(path: &Path, text: &str, file_length: u64, on_fault: OnFault<'_>) -> Result<Vec<Entry>> {
     let fault = |line: usize, found: String, expected: String| {
         Error::data(
             format!("{}, line {}", path.display(), line + 1),
@@ -262,16 +302,18 @@ fn parse_index(path: &Path, text: &str, file_length: u64) -> Result<Vec<Entry>> 
         let (Some(Some(key)), Some(Some(offset)), None) = (fields.next(), fields.next(), fields.next())
         else {
             let shown: String = line.chars().take(60).collect();
-            return Err(fault(number, format!("`{shown}`"), "key<TAB>offset".to_owned()));
+            on_fault(fault(number, format!("`{shown}`"), "key<TAB>offset".to_owned()))?;
+            continue;
         };
         if offset >= file_length {
             let expected = format!("an offset below the length of the .rec file, {file_length}");
-            return Err(fault(number, format!("offset {offset} for key {key}"), expected));
+            on_fault(fault(number, format!("offset {offset} for key {key}"), expected))?;
+            continue;
         }
         entries.push(Entry { key, offset });
     }
     if entries.is_empty() {
-        return Err(fault(0, "an empty index".to_owned(), "key<TAB>offset lines".to_owned()));
+        on_fault(fault(0, "an empty index".to_owned(), "key<TAB>offset lines".to_owned()))?;
     }
     Ok(entries)
 }
@@ -391,6 +433,42 @@ mod tests {
         assert!(error.contains(&format!("key 2, byte {}", offsets[2])), "{error}");
     }
 
+    #[test]
+    fn damage_can_be_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("faces.rec");
+        let mut writer = Writer::default();
+        let magic = MAGIC.to_le_bytes();
+        let offsets: Vec<u64> =
+            (0..5_u8).map(|at| writer.push(&[&[at; 8][..], &magic, &[at; 5]].concat())).collect();
+        // The length of record 1 and the magic word of record 3.
+        writer.bytes[offsets[1] as usize + 5] = 0xff;
+        writer.bytes[offsets[3] as usize] = 0;
+        writer.bytes.truncate(writer.bytes.len() - 9);
+        std::fs::write(&path, &writer.bytes).unwrap();
+        let open = || {
+            let mut faults = Vec::new();
+            let file = RecordFile::open_past(&path, &mut |fault| {
+                faults.push(fault.to_string());
+                Ok(())
+            });
+            (file.unwrap(), faults)
+        };
+        let (file, faults) = open();
+        let found: Vec<u64> = file.entries().iter().map(|entry| entry.offset).collect();
+        assert_eq!(found, [offsets[0], offsets[2]]);
+        assert_eq!(faults.len(), 3, "{faults:?}");
+        for (fault, at) in faults.iter().zip([1, 3, 4]) {
+            assert!(fault.contains(&format!("byte {}:", offsets[at])), "{fault}");
+        }
+        assert!(RecordFile::open(&path).is_err());
+
+        std::fs::write(path.with_extension("idx"), "0\t0\nx\n2\t9999\n3\t4\n").unwrap();
+        let (file, faults) = open();
+        assert_eq!(file.entries(), [Entry { key: 0, offset: 0 }, Entry { key: 3, offset: 4 }]);
+        assert!(faults[0].contains("line 2") && faults[1].contains("line 3"), "{faults:?}");
+    }
+
     proptest! {
         #[test]
         fn arbitrary_payloads_survive_a_round_trip(
@@ -431,7 +509,7 @@ mod tests {
                 }
             }
             let _ = Header::parse(&bytes);
-            let _ = parse_index(Path::new("x.idx"), &String::from_utf8_lossy(&bytes), 100);
+            let _ = parse_index(Path::new("x.idx"), &String::from_utf8_lossy(&bytes), 100, &mut Err);
         }
     }
 }

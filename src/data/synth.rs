@@ -10,6 +10,7 @@
 //! the sines and powers of their mathematics libraries do.
 
 mod dice;
+mod files;
 mod hair;
 mod head;
 mod maths;
@@ -21,6 +22,8 @@ mod raster;
 mod render;
 mod scene;
 mod sensor;
+
+pub use files::{SynthFiles, SynthWritten};
 
 use dice::{Dice, Stream};
 use person::Person;

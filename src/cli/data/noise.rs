@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use serde::Serialize;
 
+use super::csv_field;
 use crate::Result;
 use crate::cli::embed::{BATCH, Weights};
 use crate::cli::output::{Align, Table, note, progress};
@@ -262,29 +263,9 @@ fn csv(dataset: &dyn Dataset, ranking: &Ranking) -> String {
         let (Some(label), Some(cosine)) = (ranking.labels.get(index), ranking.cosines.get(index)) else {
             continue;
         };
-        let image = quoted(&dataset.name(index));
+        let image = csv_field(&dataset.name(index));
         let other = other.map_or(",".to_owned(), |other| format!("{},{:.6}", other.class, other.cosine));
         text += &format!("{index},{image},{label},{cosine:.6},{other}\n");
     }
     text
-}
-
-/// A field as RFC 4180 has it: in quotes where it would not be read as one field otherwise.
-fn quoted(field: &str) -> String {
-    if field.contains([',', '"', '\n', '\r']) {
-        format!("\"{}\"", field.replace('"', "\"\""))
-    } else {
-        field.to_owned()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fields_are_quoted_where_they_must_be() {
-        assert_eq!(quoted("faces/s1/1.png"), "faces/s1/1.png");
-        assert_eq!(quoted("a, \"b\".png"), "\"a, \"\"b\"\".png\"");
-    }
 }

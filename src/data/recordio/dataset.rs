@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Entry, Fault, Header, REBUILD, RecordFile};
+use super::{Entry, Fault, Header, OnFault, REBUILD, RecordFile};
 use crate::data::{Dataset, Image, Options, check_label, decode, no_such_index};
 use crate::{Error, Result};
 
@@ -20,9 +20,12 @@ pub struct RecordDataset {
 }
 
 /// What `property` says: `classes,height,width`.
-struct Property {
-    classes: usize,
-    size: [usize; 2],
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Property {
+    /// The number of classes.
+    pub classes: usize,
+    /// The size of the images, `[H, W]`.
+    pub size: [usize; 2],
 }
 
 impl RecordDataset {
@@ -38,7 +41,8 @@ impl RecordDataset {
     /// another size than `options` without `resize`.
     pub fn open(path: &Path, options: &Options) -> Result<Self> {
         let file = RecordFile::open(path)?;
-        let (images, identities) = select_images(&file)?;
+        let Selection { images, identities, .. } = select_images(&file, &mut Err)?;
+        let identities = (!identities.is_empty()).then_some(identities.len());
         if images.is_empty() {
             return Err(Error::data(path.display().to_string(), "no images", "at least one", REBUILD));
         }
@@ -53,15 +57,9 @@ impl RecordDataset {
                 "leave data.num_classes out to have the identities counted",
             ));
         }
-        let property_path = path.with_file_name("property");
-        // `property` goes with `train.rec`; of another record file in the same folder it says nothing.
-        let text = match path.file_name() {
-            Some(name) if name == "train.rec" => read_if_there(&property_path)?,
-            _ => None,
-        };
-        let property = text.map(|text| parse_property(&property_path, &text)).transpose()?;
+        let property = read_property(path)?;
         if let Some(property) = &property {
-            check_property(&property_path, property, identities, options)?;
+            check_property(&path.with_file_name("property"), property, identities, options)?;
         }
         let known = options.num_classes.or(property.map(|property| property.classes)).or(identities);
         let num_classes = match known {
@@ -105,15 +103,24 @@ impl Dataset for RecordDataset {
     }
 }
 
-fn read_if_there(path: &Path) -> Result<Option<String>> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
+/// What the `property` file says that goes with the record file at `path`: only `train.rec` has one, of another record
+/// file in the same folder it says nothing.
+///
+/// # Errors
+/// A file that cannot be read, and one of another form.
+pub(super) fn read_property(path: &Path) -> Result<Option<Property>> {
+    if path.file_name().is_none_or(|name| name != "train.rec") {
+        return Ok(None);
+    }
+    let property = path.with_file_name("property");
+    match std::fs::read_to_string(&property) {
+        Ok(text) => parse_property(&property, &text).map(Some),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(Error::io(path, source)),
+        Err(source) => Err(Error::io(&property, source)),
     }
 }
 
-fn class(file: &RecordFile, entry: Entry) -> Result<u32> {
+pub(super) fn class(file: &RecordFile, entry: Entry) -> Result<u32> {
     let payload = file.payload(entry)?;
     Header::parse(&payload).and_then(|header| header.class()).map_err(|fault| file.error(entry, fault))
 }
@@ -126,16 +133,93 @@ fn count_classes(file: &RecordFile, images: &[Entry]) -> Result<usize> {
     Ok(classes)
 }
 
-/// The records that are images, and, in InsightFace's form, the number of identities.
-fn select_images(file: &RecordFile) -> Result<(Vec<Entry>, Option<usize>)> {
+/// What the records of a file are.
+#[derive(Debug)]
+pub(super) struct Selection {
+    /// The images.
+    pub images: Vec<Entry>,
+    /// InsightFace's form: the records of the identities, which hold no image.
+    pub identities: Vec<Entry>,
+    /// Whether the file has InsightFace's form.
+    pub insightface: bool,
+}
+
+/// Sorts the records of `file` into images and identities. Faults that `on_fault` lets pass leave records out.
+pub(super) fn select_images(file: &RecordFile, on_fault: OnFault<'_>) -> Result<Selection> {
+    let all = || Selection { images: file.entries().to_vec(), identities: Vec::new(), insightface: false };
     let Some(&zero) = file.entries().iter().find(|entry| entry.key == 0) else {
-        return Ok((file.entries().to_vec(), None));
+        return Ok(all());
     };
+    let bounds = match bounds(file, zero) {
+        Ok(bounds) => bounds,
+        Err(error) => {
+            on_fault(error)?;
+            // Whatever holds an image is one then.
+            let holds_image = |entry: &&Entry| {
+                let payload = file.payload(**entry).ok();
+                payload.is_none_or(|payload| {
+                    Header::parse(&payload).is_ok_and(|header| !header.image.is_empty())
+                })
+            };
+            let rest = file.entries().iter().filter(|&&entry| entry != zero);
+            return Ok(Selection { images: rest.filter(holds_image).copied().collect(), ..all() });
+        }
+    };
+    let Some((images_end, identities_end)) = bounds else { return Ok(all()) };
+    let mut by_key = file.entries().to_vec();
+    by_key.sort_by_key(|entry| entry.key);
+    for pair in by_key.windows(2).filter(|pair| pair[0].key == pair[1].key) {
+        on_fault(Error::data(
+            file.place(pair[1]),
+            "the same key twice in the index",
+            "every key once",
+            "delete the .idx file to have the records found by a pass over the .rec file",
+        ))?;
+    }
+    by_key.dedup_by_key(|entry| entry.key);
+    let find = |key: u64| by_key.binary_search_by_key(&key, |entry| entry.key).ok().map(|at| by_key[at]);
+    let holds_image = |key: u64| -> Result<bool> {
+        let Some(entry) = find(key) else { return Ok(false) };
+        let payload = file.payload(entry)?;
+        Ok(!Header::parse(&payload).map_err(|fault| file.error(entry, fault))?.image.is_empty())
+    };
+    let end =
+        exact_end(images_end, holds_image).or_else(|error| on_fault(error).map(|()| images_end as u64))?;
+    let within = |first: u64, end: u64| {
+        let place = |key: u64| by_key.partition_point(|entry| entry.key < key);
+        by_key.get(place(first)..place(end)).unwrap_or_default()
+    };
+    let images = within(1, end);
+    // Where the next key should be that is not there.
+    let mut expected = 1;
+    for key in images.iter().map(|entry| entry.key).chain([end]) {
+        if key != expected {
+            let missing = if key == expected + 1 {
+                format!("key {expected}")
+            } else {
+                format!("keys {expected} to {}", key - 1)
+            };
+            on_fault(Error::data(
+                format!("{}, {missing}", file.path().display()),
+                "no such key in the index".to_owned(),
+                format!("the image keys 1 to {}, as record 0 says", end - 1),
+                REBUILD,
+            ))?;
+        }
+        expected = key + 1;
+    }
+    // The identities' own records are counted, not computed from the rounded ends.
+    let identities = within(end, (identities_end as u64 + spacing(identities_end) - 1).max(end));
+    Ok(Selection { images: images.to_vec(), identities: identities.to_vec(), insightface: true })
+}
+
+/// The ends of the image keys and of the identity keys that record 0 holds in InsightFace's form.
+fn bounds(file: &RecordFile, zero: Entry) -> Result<Option<(f32, f32)>> {
     let payload = file.payload(zero)?;
     let header = Header::parse(&payload).map_err(|fault| file.error(zero, fault))?;
     // im2rec can spell an image's labels with a flag too, but then an image follows.
     if header.flag == 0 || !header.image.is_empty() {
-        return Ok((file.entries().to_vec(), None));
+        return Ok(None);
     }
     let bounds = header.label(0).zip(header.label(1)).filter(|&(images_end, identities_end)| {
         images_end >= 1.0
@@ -143,57 +227,26 @@ fn select_images(file: &RecordFile) -> Result<(Vec<Entry>, Option<usize>)> {
             && identities_end < 1e15
             && images_end.fract() == 0.0
     });
-    let Some((images_end, identities_end)) = bounds else {
+    if bounds.is_none() {
         let found = format!("labels {:?} and {:?} without an image", header.label(0), header.label(1));
         let expected = "an image, or the ends a <= b of the image keys and of the identity keys";
         return Err(file.error(zero, Fault::new(found, expected)));
-    };
-    let mut by_key = file.entries().to_vec();
-    by_key.sort_unstable_by_key(|entry| entry.key);
-    if let Some(pair) = by_key.windows(2).find(|pair| pair[0].key == pair[1].key) {
-        return Err(Error::data(
-            file.place(pair[1]),
-            "the same key twice in the index",
-            "every key once",
-            "delete the .idx file to have the records found by a pass over the .rec file",
-        ));
     }
-    let find = |key: u64| by_key.binary_search_by_key(&key, |entry| entry.key).ok().map(|at| by_key[at]);
-    let holds_image = |key: u64| -> Result<bool> {
-        let Some(entry) = find(key) else { return Ok(false) };
-        let payload = file.payload(entry)?;
-        Ok(!Header::parse(&payload).map_err(|fault| file.error(entry, fault))?.image.is_empty())
-    };
-    let end = exact_end(images_end, holds_image)?;
-    let mut images = Vec::new();
-    for key in 1..end {
-        let missing = || {
-            Error::data(
-                format!("{}, key {key}", file.path().display()),
-                "no such key in the index".to_owned(),
-                format!("the image keys 1 to {}, as record 0 says", end - 1),
-                REBUILD,
-            )
-        };
-        images.push(find(key).ok_or_else(missing)?);
-    }
-    // The identities' own records are counted, not computed from the rounded ends.
-    let last = identities_end as u64 + rounding(identities_end);
-    let identities = by_key.iter().filter(|entry| (end..=last).contains(&entry.key)).count();
-    Ok((images, (identities > 0).then_some(identities)))
+    Ok(bounds)
 }
 
-/// How far an integer may lie from `value`, its nearest f32.
-fn rounding(value: f32) -> u64 {
-    if value < 16_777_216.0 { 0 } else { (value.next_up() - value) as u64 / 2 }
+/// How far the integers that are stored as `value` may lie from it: at most half of this if it is the nearest f32, and
+/// less than this if it is the next lower one, as our own writer stores it. One for what is stored exactly.
+fn spacing(value: f32) -> u64 {
+    if value < 16_777_216.0 { 1 } else { (value.next_up() - value) as u64 }
 }
 
 /// The end of the image keys. Beyond 2^24 the f32 in record 0 may have been rounded (data sets of 17 and 42
 /// million images exist), and what the records near it hold decides.
 fn exact_end(stored: f32, holds_image: impl Fn(u64) -> Result<bool>) -> Result<u64> {
-    let (stored, slack) = (stored as u64, rounding(stored));
-    let mut end = stored - slack;
-    while end < stored + slack && holds_image(end)? {
+    let (stored, spacing) = (stored as u64, spacing(stored));
+    let mut end = stored - spacing / 2;
+    while end < stored + spacing - 1 && holds_image(end)? {
         end += 1;
     }
     Ok(end)
@@ -406,12 +459,17 @@ mod tests {
         // 2^24 + 1 is stored as 2^24, 2^24 + 3 as 2^24 + 4.
         for exact in [16_777_215_u64, 16_777_216, 16_777_217, 16_777_219, 42_000_001, 42_000_003] {
             let reads = Cell::new(0);
-            let end = exact_end(exact as f32, |key| {
-                reads.set(reads.get() + 1);
-                Ok(key < exact)
-            });
-            assert_eq!(end.unwrap(), exact);
-            assert!(reads.get() <= 5);
+            let nearest = exact as f32;
+            let below = if nearest as u64 > exact { nearest.next_down() } else { nearest };
+            for stored in [nearest, below] {
+                reads.set(0);
+                let end = exact_end(stored, |key| {
+                    reads.set(reads.get() + 1);
+                    Ok(key < exact)
+                });
+                assert_eq!(end.unwrap(), exact);
+                assert!(reads.get() <= 6);
+            }
         }
         assert_eq!(exact_end(301.0, |_| Err(Error::usage("not read", ""))).unwrap(), 301);
     }
