@@ -27,6 +27,8 @@ pub struct DeviceOptions {
     pub max_binding_bytes: Option<u64>,
     /// Do as if a buffer held no more than this many bytes. For testing tensors that take several.
     pub max_buffer_bytes: Option<u64>,
+    /// Do as if there were no more than this many bytes of memory for buffers. For testing what happens without.
+    pub max_memory_bytes: Option<u64>,
 }
 
 /// An adapter that could be opened.
@@ -280,6 +282,16 @@ impl Device {
         }
     }
 
+    /// Bytes of device memory that buffers take now, as wgpu counts them.
+    pub fn buffer_bytes(&self) -> u64 {
+        u64::try_from(self.device.get_internal_counters().hal.buffer_memory.read()).unwrap_or(0)
+    }
+
+    fn out_of_memory(&self, label: &str, bytes: u64) -> Error {
+        let (device, allocated) = (self.description.name.clone(), self.buffer_bytes());
+        Error::OutOfMemory { device, label: label.into(), bytes, allocated }
+    }
+
     pub(crate) fn buffer(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
         if bytes > self.caps.max_buffer_bytes {
             return Err(Error::Limit {
@@ -289,6 +301,9 @@ impl Device {
                 ),
                 hint: "use a smaller batch, or another device".into(),
             });
+        }
+        if self.options.max_memory_bytes.is_some_and(|most| self.buffer_bytes() + bytes > most) {
+            return Err(self.out_of_memory(label, bytes));
         }
         Counters::count(&self.counters.buffers);
         let descriptor = wgpu::BufferDescriptor {
@@ -301,10 +316,7 @@ impl Device {
         let buffer = self.device.create_buffer(&descriptor);
         match pollster::block_on(scope.pop()) {
             None => Ok(buffer),
-            Some(_) => Err(Error::Limit {
-                what: format!("out of memory on {}: {label} needs {bytes} bytes", self.description.name),
-                hint: "use a smaller batch; `epl plan` tells the largest that fits".into(),
-            }),
+            Some(_) => Err(self.out_of_memory(label, bytes)),
         }
     }
 

@@ -40,6 +40,20 @@ pub enum Error {
         /// What to do.
         hint: String,
     },
+    /// The device has no memory left for a buffer.
+    #[error(
+        "out of memory on {device}: {label} needs {bytes} bytes beside the {allocated} that are allocated"
+    )]
+    OutOfMemory {
+        /// The adapter's name.
+        device: String,
+        /// What the buffer is for.
+        label: String,
+        /// Its bytes.
+        bytes: u64,
+        /// Bytes of the buffers that there were.
+        allocated: u64,
+    },
     /// A shader, pipeline or submission was refused, or the device was lost.
     #[error("GPU: {what}")]
     Gpu {
@@ -53,6 +67,9 @@ impl Error {
     pub fn hint(&self) -> Option<&str> {
         match self {
             Self::NoAdapter { hint, .. } | Self::Graph { hint, .. } | Self::Limit { hint, .. } => Some(hint),
+            Self::OutOfMemory { .. } => {
+                Some("use a smaller batch, close what else uses the GPU, or take another device")
+            }
             Self::Shape { .. } | Self::Gpu { .. } => None,
         }
     }

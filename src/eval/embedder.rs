@@ -27,7 +27,9 @@ impl Embedder {
         let mut batch = most.max(1);
         loop {
             match Self::with_batch(model, batch) {
-                Err(Error::Runtime(epl_runtime::Error::Limit { .. })) if batch > 1 => batch /= 2,
+                Err(Error::Runtime(
+                    epl_runtime::Error::Limit { .. } | epl_runtime::Error::OutOfMemory { .. },
+                )) if batch > 1 => batch /= 2,
                 other => return other,
             }
         }

@@ -188,6 +188,45 @@ pub fn plan(config: &Config, classes: usize, caps: &Caps, memory: Option<u64>) -
     })
 }
 
+/// An error, with what the whole run needs and what would fit where it is one of memory.
+pub fn explain_memory(error: Error, config: &Config, classes: usize, caps: &Caps) -> Error {
+    let Error::Runtime(epl_runtime::Error::OutOfMemory { allocated, .. }) = &error else { return error };
+    // Where no plan can be made, the error as it is must do.
+    let Ok(found) = plan(config, classes, caps, Some(*allocated)) else { return error };
+    let parts: Vec<String> = found
+        .bytes
+        .iter()
+        .filter(|(_, bytes)| **bytes > 0)
+        .map(|(kind, bytes)| format!("{kind} {}", readable(*bytes)))
+        .collect();
+    let what = format!(
+        "{error}; the run needs {} in all with a batch of {}: {}",
+        readable(found.peak_bytes),
+        config.train.batch_size,
+        parts.join(", ")
+    );
+    let most = found.max_batch;
+    let hint = if most == 0 {
+        "no batch fits: use a narrower network, smaller images, head.sample_rate, or another device"
+            .to_string()
+    } else {
+        let images = config.train.images_per_step();
+        format!(
+            "with the {} that were to be had, the largest batch is {most}: set train.batch_size = {most}, and \
+             train.accumulate = {} for the same step of {images} images; or close what else uses the GPU",
+            readable(*allocated),
+            images.div_ceil(most)
+        )
+    };
+    Error::Runtime(epl_runtime::Error::Limit { what, hint })
+}
+
+/// Bytes in units of 2^20 or 2^30.
+fn readable(bytes: u64) -> String {
+    let mib = bytes as f64 / f64::from(1 << 20);
+    if mib < 1024.0 { format!("{mib:.1} MiB") } else { format!("{:.2} GiB", mib / 1024.0) }
+}
+
 /// The largest batch that fits, by doubling and then halving the gap; 0 where none does.
 fn largest(fits: impl Fn(usize) -> bool) -> usize {
     const MOST: usize = 1 << 16;

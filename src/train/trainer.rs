@@ -13,7 +13,7 @@ use crate::head::sampling::ClassSampler;
 use crate::interchange::tensor_file::TensorFile;
 use crate::model::{Head, Model, ModelSpec};
 use crate::nn::IrNetwork;
-use crate::train::plan::resolve_form;
+use crate::train::plan::{explain_memory, resolve_form};
 use crate::train::state::TrainingState;
 use crate::train::step::{StepGraph, StepInputs, StepOptions, class_sampler, record_step};
 use crate::{Error, Result};
@@ -108,7 +108,8 @@ impl Trainer {
         let loader = loader_of(&config, &dataset)?;
         let classes = dataset.num_classes();
         let config = resolve_form(&config, classes, device.caps())?;
-        let model = Model::new(spec_of(&config, classes)?, device, config.train.seed)?;
+        let model = Model::new(spec_of(&config, classes)?, device, config.train.seed)
+            .map_err(|error| explain_memory(error, &config, classes, device.caps()))?;
         let sampler = class_sampler(&model.spec, &step_options(&config, false));
         let mut trainer = Self {
             config,
@@ -201,9 +202,15 @@ impl Trainer {
             return Ok(());
         }
         self.session = None;
+        // What is freed is there again once the device has noticed.
+        self.device.finish()?;
         let StepGraph { graph, inputs } =
             record_step(&self.model.spec, &step_options(&self.config, empirical))?;
-        let session = Session::new(&graph, &self.model.store, SessionOptions::default())?;
+        let session =
+            Session::new(&graph, &self.model.store, SessionOptions::default()).map_err(|error| {
+                let classes = self.dataset.num_classes();
+                explain_memory(error.into(), &self.config, classes, self.device.caps())
+            })?;
         self.session = Some((empirical, inputs, session));
         Ok(())
     }

@@ -8,9 +8,12 @@ use epl::config::{Config, HeadKind};
 use epl::data::Dataset;
 use epl::eval::embedder::Embedder;
 use epl::model::{Model, ModelSpec};
+use epl::train::plan::plan;
 use epl::train::trainer::spec_of;
 use epl::train::{RunOptions, Silent, run, run_on};
 use epl::{Error, Result};
+
+use epl_runtime::{Device, DeviceOptions};
 
 use super::{BATCH, IDENTITIES, IMAGES, config, device, faces, faces_of, head, resolved};
 
@@ -143,6 +146,36 @@ fn the_first_bad_image_is_the_one_named() {
         Err(Error::data(format!("image {index}"), "noise", "a face", "replace it"))
     };
     refused(embedder.embed(8, &load, false, &mut |_| {}).map(|_| ()), 1, &["image 0"]);
+}
+
+#[test]
+fn a_run_that_does_not_fit_says_what_it_needs_and_what_would_fit() {
+    let place = Place::new();
+    let mut config = place.config();
+    config.model.input = [48, 48];
+    let train = |config: &Config, max_memory_bytes: Option<u64>| {
+        let options = DeviceOptions { max_memory_bytes, ..DeviceOptions::default() };
+        let (device, data) = (Device::open(&options).unwrap(), faces_of([48, 48]));
+        run_on(config.clone(), &device, data, Vec::new(), &RunOptions::default(), &mut Silent).map(|_| ())
+    };
+    let needs = plan(&config, IDENTITIES as usize, device().caps(), None).unwrap();
+    assert!(needs.bytes["activations"] > needs.peak_bytes / 2, "else it is no test of the batch");
+    let error = refused(
+        train(&config, Some(needs.peak_bytes * 3 / 5)),
+        1,
+        &["out of memory", "MiB in all", "activations"],
+    );
+    assert!(!place.out().exists(), "a folder was left behind");
+    // What the hint says can be done.
+    let hint = error.hint().unwrap().to_owned();
+    let number = |after: &str| -> usize {
+        let digits = hint.split(after).nth(1).unwrap_or_else(|| panic!("{after} is not in {hint}"));
+        digits.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
+    };
+    config.train.batch_size = number("train.batch_size = ");
+    config.train.accumulate = number("train.accumulate = ");
+    assert!(config.train.batch_size < BATCH && config.train.images_per_step() >= BATCH, "{hint}");
+    train(&config, Some(needs.peak_bytes)).unwrap();
 }
 
 #[test]
