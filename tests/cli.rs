@@ -334,6 +334,25 @@ fn a_network_is_planned_trained_evaluated_and_used() {
     assert_eq!(bounded["peak_bytes"], plan["peak_bytes"]);
     epl(&["plan", "config.toml", "--memory", "8GB"]).fails_with(2, &["--memory", "8GiB"]);
 
+    // With --measure it also takes steps, and tells the time of the run: 6 steps, 3 of them with EPL.
+    let timed = result(&["plan", "config.toml", "--measure", "2"]);
+    let seconds = |key: &str| timed[key]["median"].as_f64().unwrap();
+    assert_eq!((&timed["total_steps"], &timed["step"]["steps"]), (&Value::from(6), &Value::from(2)));
+    let expected = 3.0 * (seconds("step") + seconds("step_with_epl"));
+    assert!((timed["train_seconds"].as_f64().unwrap() - expected).abs() < 1e-9, "{timed}");
+    let absent = [
+        "plan",
+        "config.toml",
+        "--set",
+        "data.train=absent",
+        "--set",
+        "data.num_classes=3",
+        "--measure",
+        "1",
+    ];
+    assert!(result(&absent)["total_steps"].is_null());
+    assert_eq!(result(&[&absent[..], &["--images", "400"]].concat())["total_steps"], 200);
+
     let trained = result(&["train", "config.toml"]);
     assert_eq!((&trained["steps"], &trained["epochs"]), (&Value::from(6), &Value::from(2)));
     assert!(trained["loss"].as_f64().unwrap().is_finite());

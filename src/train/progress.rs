@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::train::epoch::EpochSums;
 use crate::train::prototypes::PrototypeWatch;
 use crate::train::run::Outcome;
+use crate::train::stall::LossWatch;
 use crate::train::state::{Best, TrainingState};
 
 /// A step in flight.
@@ -31,6 +32,7 @@ pub(super) struct Progress {
     pub(super) flights: VecDeque<InFlight>,
     pub(super) sums: EpochSums,
     pub(super) watch: PrototypeWatch,
+    pub(super) stall: LossWatch,
     /// Mean loss of the last epoch that has ended; NaN before.
     pub(super) epoch_loss: f64,
     pub(super) best: Option<Best>,
@@ -56,7 +58,7 @@ pub(super) struct Progress {
 
 impl Progress {
     /// At the start of a run of `total` steps.
-    pub(super) fn new(total: u64, watch: PrototypeWatch, hard_cosine: f64) -> Self {
+    pub(super) fn new(total: u64, steps_per_epoch: u64, watch: PrototypeWatch, hard_cosine: f64) -> Self {
         let now = Instant::now();
         Self {
             total,
@@ -66,6 +68,7 @@ impl Progress {
             flights: VecDeque::new(),
             sums: EpochSums::new(hard_cosine),
             watch,
+            stall: LossWatch::new(steps_per_epoch),
             epoch_loss: f64::NAN,
             best: None,
             saved: None,

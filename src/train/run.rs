@@ -12,7 +12,6 @@ use crate::data::Batch;
 use crate::eval::embedder::Embedder;
 use crate::eval::verify::VerificationReport;
 use crate::interchange::safetensors::StateDict;
-use crate::nn::input::packed_bytes;
 use crate::report::StepPoint;
 use crate::train::events::Observer;
 use crate::train::folder::RunFolder;
@@ -109,7 +108,12 @@ impl Trainer {
         observer.start(total, steps_per_epoch, &self.summary());
 
         let hard_cosine = self.config.train.hard_cosine;
-        let mut progress = Progress::new(total, PrototypeWatch::new(&self.model, hard_cosine)?, hard_cosine);
+        let mut progress = Progress::new(
+            total,
+            steps_per_epoch,
+            PrototypeWatch::new(&self.model, hard_cosine)?,
+            hard_cosine,
+        );
         if let Some(start) = self.start.take() {
             progress.watch.restore(&start.state)?;
             progress.go_on(start.step, start.body);
@@ -120,7 +124,9 @@ impl Trainer {
             if progress.submitted >= total && progress.batch == 0 {
                 break;
             }
-            self.session_for(epoch)?;
+            if self.session_for(epoch)? {
+                progress.stall.reset();
+            }
             let ended = self.run_epoch(&schedule, &checkpoints, &mut progress, folder, stop, observer)?;
             if matches!(ended, Epoch::Interrupted) {
                 interrupted = true;
@@ -311,25 +317,7 @@ impl Trainer {
     /// Writes the inputs of a step.
     pub(super) fn write_inputs(&mut self, batch: &Batch, step: u64, lr: f64) -> Result<()> {
         let Some((_, inputs, session)) = &mut self.session else { return Ok(()) };
-        let seed = [fold(self.config.train.seed), fold(step)];
-        let bytes = packed_bytes(batch.labels.len(), self.model.spec.network.input);
-        if batch.images.len() == bytes {
-            session.write(inputs.images.bytes, &batch.images)?;
-        } else {
-            let mut padded = batch.images.clone();
-            padded.resize(bytes, 0);
-            session.write(inputs.images.bytes, &padded)?;
-        }
-        session.write(inputs.images.mirror, bytemuck::cast_slice(&batch.mirror))?;
-        session.write(inputs.labels, bytemuck::cast_slice(&batch.labels))?;
-        if let (Some(sampled), Some(sampler)) = (inputs.sampled, &self.sampler) {
-            let sample = sampler.sample(step, &batch.labels)?;
-            session.write(sampled.classes, bytemuck::cast_slice(&sample.classes))?;
-            session.write(sampled.positions, bytemuck::cast_slice(&sample.positions))?;
-        }
-        session.write(inputs.lr, bytemuck::bytes_of(&(lr as f32)))?;
-        session.write(inputs.seed, bytemuck::bytes_of(&seed))?;
-        Ok(())
+        inputs.write(session, batch, step, self.config.train.seed, lr, self.sampler.as_ref())
     }
 
     /// Takes the results that have arrived; all of them where `wait` is set.
@@ -348,6 +336,11 @@ impl Trainer {
             if result.is_finite() {
                 progress.skipped_in_a_row = 0;
                 progress.sums.add(&result);
+                let cosine = mean(&result.target_cosine);
+                let (loss, norm) = (f64::from(result.loss), f64::from(result.grad_norm));
+                if let Some(line) = progress.stall.see(flight.step + 1, loss, norm, cosine, flight.lr) {
+                    observer.message(&line);
+                }
             } else {
                 self.not_finite(&flight, &result, progress, folder, observer)?;
             }
@@ -394,7 +387,7 @@ impl Trainer {
     }
 }
 
-/// A 64-bit number folded into the 32 bits that the GPU's generator takes as a key.
-fn fold(value: u64) -> u32 {
-    (value ^ (value >> 32)) as u32
+/// The mean of some values; NaN of none.
+fn mean(values: &[f32]) -> f64 {
+    values.iter().map(|&value| f64::from(value)).sum::<f64>() / values.len() as f64
 }

@@ -7,8 +7,9 @@ use epl_runtime::ops::add::add;
 use epl_runtime::ops::concat_rows::concat_rows;
 use epl_runtime::ops::slice_rows::slice_rows;
 use epl_runtime::ops::{check_finite, clamp_min, grad_norm, sgd, step_factor};
-use epl_runtime::{Graph, TensorDesc, TensorId};
+use epl_runtime::{Graph, Session, TensorDesc, TensorId};
 
+use crate::data::Batch;
 use crate::head::sampling::ClassSampler;
 use crate::head::{HeadInputs, HeadPass, SampledClasses, head_loss};
 use crate::model::{HEAD_BIAS, ModelSpec, Tables};
@@ -68,6 +69,46 @@ pub struct StepInputs {
     pub lr: TensorId,
     /// u32 `[2]`: seed and step, for dropout.
     pub seed: TensorId,
+}
+
+impl StepInputs {
+    /// Writes the inputs of step `step` (counted from 0) with the random numbers of `seed` and the rate `lr`.
+    ///
+    /// # Errors
+    /// A batch of another size, a label that is no class where classes are sampled, a lost device.
+    pub fn write(
+        &self,
+        session: &mut Session,
+        batch: &Batch,
+        step: u64,
+        seed: u64,
+        lr: f64,
+        sampler: Option<&ClassSampler>,
+    ) -> Result<()> {
+        let bytes = 4 * session.graph().tensor(self.images.bytes).desc.shape.elements();
+        if batch.images.len() == bytes {
+            session.write(self.images.bytes, &batch.images)?;
+        } else {
+            let mut padded = batch.images.clone();
+            padded.resize(bytes, 0);
+            session.write(self.images.bytes, &padded)?;
+        }
+        session.write(self.images.mirror, bytemuck::cast_slice(&batch.mirror))?;
+        session.write(self.labels, bytemuck::cast_slice(&batch.labels))?;
+        if let (Some(sampled), Some(sampler)) = (self.sampled, sampler) {
+            let sample = sampler.sample(step, &batch.labels)?;
+            session.write(sampled.classes, bytemuck::cast_slice(&sample.classes))?;
+            session.write(sampled.positions, bytemuck::cast_slice(&sample.positions))?;
+        }
+        session.write(self.lr, bytemuck::bytes_of(&(lr as f32)))?;
+        session.write(self.seed, bytemuck::bytes_of(&[fold(seed), fold(step)]))?;
+        Ok(())
+    }
+}
+
+/// A 64-bit number folded into the 32 bits that the GPU's generator takes as a key.
+fn fold(value: u64) -> u32 {
+    (value ^ (value >> 32)) as u32
 }
 
 /// The sampler of a model's classes for batches of `batch`; `None` where all take part in every step.

@@ -195,11 +195,12 @@ impl Trainer {
         self.config.head.epl.as_ref().is_some_and(|epl| epoch >= epl.start_epoch)
     }
 
-    /// The session for `epoch`, built when the branch changes; the other one's memory is freed first.
-    pub(super) fn session_for(&mut self, epoch: u32) -> Result<()> {
+    /// The session for `epoch`, built when the branch changes; the other one's memory is freed first. Returns whether it is
+    /// another one than before.
+    pub(super) fn session_for(&mut self, epoch: u32) -> Result<bool> {
         let empirical = self.empirical(epoch);
         if self.session.as_ref().is_some_and(|(has, ..)| *has == empirical) {
-            return Ok(());
+            return Ok(false);
         }
         self.session = None;
         // What is freed is there again once the device has noticed.
@@ -212,6 +213,6 @@ impl Trainer {
                 explain_memory(error.into(), &self.config, classes, self.device.caps())
             })?;
         self.session = Some((empirical, inputs, session));
-        Ok(())
+        Ok(true)
     }
 }
