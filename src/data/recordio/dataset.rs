@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{Entry, Fault, Header, REBUILD, RecordFile};
-use crate::data::{Dataset, Image, Options, check_label, decode, no_such_index};
+use crate::data::{Dataset, Image, Options, check_label, decode, no_such_index, other_size};
 use crate::{Error, Result};
 
 /// The labelled images of a record file, in either of the field's two forms.
@@ -95,6 +95,17 @@ impl Dataset for RecordDataset {
         let payload = self.file.payload(entry)?;
         let header = Header::parse(&payload).map_err(|fault| self.file.error(entry, fault))?;
         decode::decode(header.image, self.options.size, self.options.resize, || self.file.place(entry))
+    }
+
+    fn load_into(&self, index: usize, size: [usize; 2], slot: &mut [u8]) -> Result<()> {
+        if size != self.options.size {
+            return Err(other_size(self.options.size, size, || self.name(index)));
+        }
+        let entry = self.entry(index)?;
+        // The payload of a record in one part is borrowed from the map.
+        let payload = self.file.payload(entry)?;
+        let header = Header::parse(&payload).map_err(|fault| self.file.error(entry, fault))?;
+        decode::decode_into(header.image, size, self.options.resize, slot, || self.file.place(entry))
     }
 
     fn name(&self, index: usize) -> String {
