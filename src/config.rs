@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::data::augment::Augment;
 pub use crate::head::{ArcMode, Duplicates, EplSettings, EplUpdate, HeadKind, HeadSettings};
 pub use schedule::{LearningRate, Schedule};
 
@@ -71,14 +72,6 @@ impl Default for Model {
     }
 }
 
-/// A random change of a training image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Augment {
-    /// Mirrored left to right with probability 1/2.
-    Mirror,
-}
-
 /// The training set, `[data]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -102,7 +95,7 @@ impl Default for Data {
             train: PathBuf::new(),
             num_classes: None,
             shuffle: true,
-            augment: vec![Augment::Mirror],
+            augment: Augment::named("mirror").into_iter().collect(),
             resize: false,
         }
     }

@@ -53,7 +53,11 @@ pub fn decode_into(
 ) -> Result<()> {
     check_slot(slot, size, &place)?;
     let target = Target { size, resize, place: &place };
-    if encoded.starts_with(&JPEG_START) { jpeg(encoded, &target, slot) } else { other(encoded, &target, slot) }
+    if encoded.starts_with(&JPEG_START) {
+        jpeg(encoded, &target, slot)
+    } else {
+        other(encoded, &target, slot)
+    }
 }
 
 /// Refuses a slot that does not hold `[H, W, 3]`: a mistake of the caller, kept out of the panics.
@@ -88,7 +92,12 @@ impl Target<'_> {
 
     /// Whether an image of these sides, as the file has them, is of the right size when it is turned upright. Asked
     /// before decoding, so that a wrong size costs nothing and a huge one cannot exhaust memory.
-    fn fits(&self, [mut height, mut width]: [u64; 2], turned: Orientation, decoded_bytes: u64) -> Result<bool> {
+    fn fits(
+        &self,
+        [mut height, mut width]: [u64; 2],
+        turned: Orientation,
+        decoded_bytes: u64,
+    ) -> Result<bool> {
         if turns(turned) {
             std::mem::swap(&mut width, &mut height);
         }

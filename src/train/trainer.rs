@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use epl_runtime::{Device, Session, SessionOptions};
 
-use crate::config::{Augment, Config, LearningRate};
+use crate::config::{Config, LearningRate};
 use crate::data::{Batch, Dataset, Loader, LoaderOptions};
 use crate::eval::embedder::Embedder;
 use crate::eval::pairs::PairSet;
@@ -106,7 +106,7 @@ fn loader_of(config: &Config, dataset: &Arc<dyn Dataset>) -> Result<Loader> {
         batch_size: config.train.batch_size,
         seed: config.train.seed,
         shuffle: config.data.shuffle,
-        mirror: config.data.augment.contains(&Augment::Mirror),
+        augment: config.data.augment.clone(),
     };
     let loader = Loader::new(dataset.clone(), options)?;
     let ([height, width], [input_height, input_width]) = (loader.image_size(), config.model.input);
