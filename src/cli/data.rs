@@ -1,5 +1,6 @@
 //! `epl data`: looks at training data.
 
+mod augment;
 mod noise;
 
 use clap::{Args, Subcommand};
@@ -22,6 +23,7 @@ pub struct Data {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Augment(augment::Augment),
     Noise(noise::Noise),
     #[command(flatten)]
     Absent(DataTools),
@@ -30,6 +32,7 @@ enum Command {
 impl Data {
     pub fn run(&self, context: &Context) -> Result<Verdict> {
         match &self.command {
+            Command::Augment(command) => command.run(context),
             Command::Noise(command) => command.run(context),
             Command::Absent(tool) => Err(tool.error()),
         }

@@ -87,15 +87,27 @@ fn interpolate(rgb: &[u8], width: usize, x: i64, y: i64) -> [u8; 3] {
     let part = |place: i64| ((place >> (BITS - 8)) & 0xff) as u32;
     let (right, down) = (part(x), part(y));
     let at = ((y >> BITS) as usize * width + (x >> BITS) as usize) * 3;
-    // Where a weight is zero its pixel may lie outside.
-    let next = if right == 0 { 0 } else { 3 };
-    let below = if down == 0 { 0 } else { width * 3 };
-    let pixel = |offset: usize| rgb.get(at + offset..at + offset + 3).unwrap_or(&[0; 3]);
-    let (p, q, r, s) = (pixel(0), pixel(next), pixel(below), pixel(below + next));
+    if right | down == 0 {
+        return rgb.get(at..).and_then(<[u8]>::first_chunk).copied().unwrap_or_default();
+    }
+    // Where a weight is zero its pixels may lie outside: others stand for them.
+    let below = if down == 0 { at } else { at + width * 3 };
+    let pair = |at: usize| -> [u8; 6] {
+        match rgb.get(at..).and_then(<[u8]>::first_chunk) {
+            Some(pair) if right > 0 => *pair,
+            _ => {
+                let [red, green, blue] =
+                    rgb.get(at..).and_then(<[u8]>::first_chunk).copied().unwrap_or_default();
+                [red, green, blue, red, green, blue]
+            }
+        }
+    };
+    let (upper, lower) = (pair(at), pair(below));
+    let across = |pair: [u8; 6], channel: usize| {
+        u32::from(pair[channel]) * (256 - right) + u32::from(pair[channel + 3]) * right
+    };
     std::array::from_fn(|channel| {
-        let across =
-            |a: &[u8], b: &[u8]| u32::from(a[channel]) * (256 - right) + u32::from(b[channel]) * right;
-        ((across(p, q) * (256 - down) + across(r, s) * down + (1 << 15)) >> 16) as u8
+        ((across(upper, channel) * (256 - down) + across(lower, channel) * down + (1 << 15)) >> 16) as u8
     })
 }
 

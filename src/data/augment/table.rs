@@ -217,6 +217,11 @@ impl Augment {
         Table { kind: Some(kind.ok()?), ..Table::default() }.augment().ok()
     }
 
+    /// Every kind with its defaults.
+    pub fn defaults() -> impl Iterator<Item = Self> {
+        KINDS.iter().filter_map(|name| Self::named(name))
+    }
+
     /// The first parameter that is out of range.
     pub fn out_of_range(&self) -> Option<OutOfRange> {
         let mut checks = vec![single("probability", self.probability, [0.0, 1.0])];
