@@ -39,7 +39,7 @@ const EXAMPLES: &str = "\
 Examples:
   epl bench --loader                       on drawn faces
   epl bench --loader data/train.rec --batch 512
-  epl bench --loader --augment '[\"mirror\", \"shift\", {kind=\"erase\", probability=0.3}]'";
+  epl bench --loader --augment '[\"mirror\",{kind=\"erase\",probability=0.3}]'";
 
 /// Measure the data loader (one training step is not in this version)
 ///
@@ -208,7 +208,7 @@ impl Bench {
 fn decoding(dataset: &dyn Dataset) -> Result<Decoding> {
     let count = SAMPLES.min(dataset.len());
     let mut slot = vec![0; SIZE[0] * SIZE[1] * 3];
-    let fastest = fastest(Duration::from_secs(1), count, |sample| {
+    let fastest = fastest(Duration::from_millis(500), count, |sample| {
         dataset.load_into(sample * dataset.len() / count, SIZE, &mut slot)
     })?;
     Ok(Decoding { images_per_second: 1.0 / fastest, ms_per_image: fastest * 1e3 })

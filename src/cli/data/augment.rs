@@ -24,7 +24,7 @@ const MAX_SIDE: u64 = 32_768;
 const EXAMPLES: &str = "\
 Examples:
   epl data augment config.toml --out sheet.png
-  epl data augment config.toml --out sheet.png --always \\\n      --set 'data.augment=[\"mirror\", {kind=\"shift\", pixels=8}, \"erase\"]'";
+  epl data augment config.toml --out sheet.png --always --set 'data.augment=[\"shift\",\"erase\"]'";
 
 /// Draw a sheet of training images as data.augment changes them
 ///
