@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::data::augment::Augment;
 pub use crate::head::{ArcMode, Duplicates, EplSettings, EplUpdate, HeadKind, HeadSettings};
 pub use schedule::{LearningRate, Schedule};
 
@@ -72,14 +73,6 @@ impl Default for Model {
     }
 }
 
-/// A random change of a training image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Augment {
-    /// Mirrored left to right with probability 1/2.
-    Mirror,
-}
-
 /// The training set, `[data]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -103,7 +96,7 @@ impl Default for Data {
             train: PathBuf::new(),
             num_classes: None,
             shuffle: true,
-            augment: vec![Augment::Mirror],
+            augment: Augment::named("mirror").into_iter().collect(),
             resize: false,
         }
     }
@@ -217,6 +210,17 @@ impl Default for Train {
     }
 }
 
+/// A key in which two configurations differ, with both values as TOML; `None` for a key that one does not have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// The key, dotted.
+    pub key: String,
+    /// Its value in the first.
+    pub first: Option<String>,
+    /// Its value in the second.
+    pub second: Option<String>,
+}
+
 impl Train {
     /// Images in a step of the optimiser.
     pub fn images_per_step(&self) -> usize {
@@ -260,12 +264,11 @@ impl Config {
         })
     }
 
-    /// The keys in which `self` and `other` differ, dotted and sorted, with both values as TOML; `None` for a key that one
-    /// of them does not have.
+    /// The keys in which `self` and `other` differ, sorted.
     ///
     /// # Errors
     /// As [`Self::to_toml`].
-    pub fn differences(&self, other: &Self) -> Result<Vec<(String, Option<String>, Option<String>)>> {
+    pub fn differences(&self, other: &Self) -> Result<Vec<Difference>> {
         let values = |config: &Self| -> Result<BTreeMap<String, String>> {
             let table = config.to_toml()?.parse::<toml::Table>().unwrap_or_default();
             let mut values = BTreeMap::new();
@@ -274,9 +277,12 @@ impl Config {
         };
         let (own, others) = (values(self)?, values(other)?);
         let keys: BTreeSet<&String> = own.keys().chain(others.keys()).collect();
-        let pairs =
-            keys.into_iter().map(|key| (key.clone(), own.get(key).cloned(), others.get(key).cloned()));
-        Ok(pairs.filter(|(_, a, b)| a != b).collect())
+        let pairs = keys.into_iter().map(|key| Difference {
+            key: key.clone(),
+            first: own.get(key).cloned(),
+            second: others.get(key).cloned(),
+        });
+        Ok(pairs.filter(|pair| pair.first != pair.second).collect())
     }
 
     /// Every key of a configuration, dotted, leaves only; the search for the nearest known key needs them all.

@@ -173,7 +173,7 @@ fn killed_thirty_times_at_random_it_ends_in_the_same_bits() {
             let mut child = place.command(&name, &["--resume"]).spawn().unwrap();
             let share = (random.next_u64() % 1000) as f64 / 1000.0;
             let deadline = Instant::now() + whole.mul_f64(1.2 * share);
-            let wait_for_writing = random.next_u64() % 2 == 0;
+            let wait_for_writing = random.next_u64().is_multiple_of(2);
             let ended = loop {
                 if child.try_wait().unwrap().is_some() {
                     break true;

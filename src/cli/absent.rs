@@ -14,6 +14,13 @@ pub struct Rest {
     rest: Vec<OsString>,
 }
 
+impl Rest {
+    /// The first argument that nobody asked for.
+    pub fn first(&self) -> Option<&OsString> {
+        self.rest.first()
+    }
+}
+
 /// The error of using `command`; `instead` is what this version can do.
 fn absent(command: &str, instead: &str) -> Error {
     Error::usage(
@@ -68,17 +75,12 @@ impl DataTools {
     }
 }
 
-/// Not in this version: measure one training step, kernel by kernel
-#[derive(Debug, Args)]
-pub struct Bench {
-    #[command(flatten)]
-    rest: Rest,
-}
-
-impl Bench {
-    pub fn error(&self) -> Error {
-        absent("bench", "`epl ops perf` measures every kernel; `epl train` logs images a second")
-    }
+/// The error of `epl bench` without `--loader`.
+pub fn bench_of_a_step() -> Error {
+    absent(
+        "bench",
+        "`epl bench --loader` measures the data loader, `epl ops perf` every kernel; `epl train` logs images a second",
+    )
 }
 
 /// The protocols of `epl eval` that this version does not have.

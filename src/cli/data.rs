@@ -1,5 +1,6 @@
 //! `epl data`: looks at training data, checks, makes and takes apart data sets.
 
+mod augment;
 mod check;
 mod inspect;
 mod noise;
@@ -30,6 +31,7 @@ pub struct Data {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Augment(augment::Augment),
     Inspect(inspect::Inspect),
     Check(check::Check),
     Pack(pack::Pack),
@@ -43,6 +45,7 @@ enum Command {
 impl Data {
     pub fn run(&self, context: &Context) -> Result<Verdict> {
         match &self.command {
+            Command::Augment(command) => command.run(context),
             Command::Inspect(command) => command.run(context),
             Command::Check(command) => command.run(context),
             Command::Pack(command) => command.run(context),

@@ -5,6 +5,7 @@
 //! was used wrongly.
 
 mod absent;
+mod bench;
 mod data;
 mod devices;
 mod embed;
@@ -65,7 +66,7 @@ enum Command {
     Export(absent::Export),
     Convert(absent::Convert),
     Data(data::Data),
-    Bench(absent::Bench),
+    Bench(bench::Bench),
 }
 
 /// How a command that ran to its end came out.
@@ -106,7 +107,7 @@ impl Command {
             Self::Export(command) => Err(command.error()),
             Self::Convert(command) => Err(command.error()),
             Self::Data(command) => command.run(context),
-            Self::Bench(command) => Err(command.error()),
+            Self::Bench(command) => command.run(context),
         }
     }
 }

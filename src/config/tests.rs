@@ -100,6 +100,20 @@ fn resolved_configuration_reads_back() {
     assert_eq!(Config::from_toml(&text, &[]).unwrap(), config, "{text}");
     assert_eq!(config.head.epl.unwrap().update, EplUpdate::SigmoidPaper);
     assert_eq!(config.train.eval, [PathBuf::from("lfw.bin"), PathBuf::from("agedb_30.bin")]);
+    let kinds =
+        ["mirror", "crop", "shift", "scale", "rotate", "jitter", "grey", "blur", "low_resolution", "erase"];
+    for kind in kinds {
+        let named = read(&[&format!("data.augment=[\"{kind}\"]")]).unwrap();
+        let text = named.to_toml().unwrap();
+        assert_eq!(Config::from_toml(&text, &[]).unwrap(), named, "{text}");
+        let table = read(&[&format!("data.augment=[{{kind=\"{kind}\"}}]")]).unwrap();
+        assert_eq!(table, named, "a name stands for the defaults");
+        let rare = read(&[&format!("data.augment=[{{probability=0.125, kind=\"{kind}\"}}]")]).unwrap();
+        assert_eq!(rare.data.augment[0].probability, 0.125);
+        let text = rare.to_toml().unwrap();
+        assert_eq!(Config::from_toml(&text, &[]).unwrap(), rare, "{text}");
+    }
+    assert!(read(&[]).unwrap().to_toml().unwrap().contains("augment = [\"mirror\"]"));
     for schedule in ["multistep", "polynomial", "cosine", "constant"] {
         let config = read(&[&format!("optim.schedule.kind={schedule}")]).unwrap();
         assert_eq!(Config::from_toml(&config.to_toml().unwrap(), &[]).unwrap(), config);
@@ -233,8 +247,26 @@ fn what_is_not_available_is_refused() {
     refused("model.arch=mobilefacenet", &["`model.arch`", unavailable]);
     refused("train.precision=mixed", &["`train.precision`", unavailable, "\"f32\""]);
     refused("train.keep_checkpoints=0", &["`train.keep_checkpoints`", "1 or more"]);
-    refused("data.augment=[\"rotate\"]", &["`data.augment[0]`", "\"rotate\"", "\"mirror\""]);
+    refused("data.augment=[\"flip\"]", &["`data.augment[0]`", "\"flip\"", "\"mirror\""]);
     refused("data.augment=[\"mirror\", \"mirror\"]", &["`data.augment`", "2 times"]);
+    let table =
+        |table: &str, parts: &[&str]| refused(&format!("data.augment=[\"mirror\", {{{table}}}]"), parts);
+    table("kind=\"shft\"", &["`data.augment[1].kind`", "\"shft\"", "perhaps \"shift\""]);
+    table("kind=\"shift\", pixel=3", &["data.augment[1].pixel`", "data.augment[1].pixels"]);
+    table(
+        "kind=\"shift\", sigma=[1, 2]",
+        &["`data.augment[1]`", "`sigma`", "\"shift\"", "probability, pixels"],
+    );
+    table("kind=\"shift\", pixels=0", &["`data.augment[1].pixels`", "found 0", "1 to 256"]);
+    table("kind=\"shift\", pixels=2.5", &["`data.augment[1].pixels`", "2.5", "whole number"]);
+    table("pixels=3", &["`data.augment[1]`", "without the key `kind`"]);
+    table("kind=\"grey\", probability=1.5", &["`data.augment[1].probability`", "1.5", "0 to 1"]);
+    table("kind=\"blur\", sigma=[2, 1]", &["`data.augment[1].sigma`", "[2, 1]", "ascending", "above 0"]);
+    table("kind=\"blur\", sigma=[1]", &["`data.augment[1].sigma`", "a list of 1", "a list of 2"]);
+    table("kind=\"scale\", range=[0.01, 1]", &["`data.augment[1].range`", "0.25 to 4"]);
+    table("kind=\"jitter\", hue=0.6", &["`data.augment[1].hue`", "0 to 0.5"]);
+    table("kind=\"erase\", fill=\"white\"", &["`data.augment[1].fill`", "\"white\"", "\"noise\""]);
+    refused("data.augment=[3]", &["`data.augment[0]`", "found 3", "the name of an augmentation"]);
     for arch in ["ir18", "ir34", "ir50", "ir100", "ir200"] {
         assert!(read(&[&format!("model.arch={arch}")]).is_ok());
     }

@@ -3,7 +3,8 @@
 use std::f64::consts::FRAC_PI_2;
 use std::fmt::Display;
 
-use super::{Augment, Config, Precision, Schedule};
+use super::{Config, Precision, Schedule};
+use crate::data::augment::Change;
 use crate::head::{HeadForm, HeadKind};
 use crate::nn::ir::{MAX_BLOCKS, MAX_EMBEDDING, MAX_INPUT, MAX_WIDTH};
 use crate::{Error, Result};
@@ -187,11 +188,18 @@ impl Config {
                 &format!("2 to {MAX_CLASSES}"),
             )?;
         }
+        for (index, augment) in data.augment.iter().enumerate() {
+            if let Some(fault) = augment.out_of_range() {
+                let key = format!("data.augment[{index}].{}", fault.key);
+                require(false, &key, fault.found, &fault.expected)?;
+            }
+        }
+        let mirrors = data.augment.iter().filter(|augment| augment.change == Change::Mirror).count();
         require(
-            matches!(data.augment.as_slice(), [] | [Augment::Mirror]),
+            mirrors <= 1,
             "data.augment",
-            format!("\"mirror\" {} times", data.augment.len()),
-            "[] or [\"mirror\"]",
+            format!("\"mirror\" {mirrors} times"),
+            "it once, since twice mirrored is not mirrored",
         )
     }
 

@@ -9,7 +9,7 @@ use image::ImageFormat;
 
 use super::recordio::OnFault;
 use super::stored::Stored;
-use super::{Dataset, Image, Options, decode, has_extension, no_such_index};
+use super::{Dataset, Image, Options, decode, has_extension, no_such_index, other_size};
 use crate::{Error, Result};
 
 /// File names that are taken to be images without looking inside, which would be slow for millions of them.
@@ -151,6 +151,15 @@ impl Dataset for FolderDataset {
         let (_, path) = self.path(index)?;
         let encoded = std::fs::read(&path).map_err(|source| Error::io(&path, source))?;
         decode::decode(&encoded, self.options.size, self.options.resize, || path.display().to_string())
+    }
+
+    fn load_into(&self, index: usize, size: [usize; 2], slot: &mut [u8]) -> Result<()> {
+        if size != self.options.size {
+            return Err(other_size(self.options.size, size, || Dataset::name(self, index)));
+        }
+        let (_, path) = self.path(index)?;
+        let encoded = std::fs::read(&path).map_err(|source| Error::io(&path, source))?;
+        decode::decode_into(&encoded, size, self.options.resize, slot, || path.display().to_string())
     }
 
     fn name(&self, index: usize) -> String {

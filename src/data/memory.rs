@@ -1,6 +1,6 @@
 //! A dataset that is held in memory: procedural faces, and small sets of tests.
 
-use super::{Dataset, Image, check_label, no_such_index};
+use super::{Dataset, Image, check_label, no_such_index, other_size};
 use crate::{Error, Result};
 
 /// Images of one size with their labels, in memory.
@@ -60,6 +60,15 @@ impl Dataset for InMemory {
 
     fn load(&self, index: usize) -> Result<Image> {
         Ok(Image { rgb: self.sample(index)?.0.clone(), height: self.height, width: self.width })
+    }
+
+    fn load_into(&self, index: usize, size: [usize; 2], slot: &mut [u8]) -> Result<()> {
+        let (rgb, _) = self.sample(index)?;
+        if [self.height, self.width] != size || rgb.len() != slot.len() {
+            return Err(other_size([self.height, self.width], size, || self.name(index)));
+        }
+        slot.copy_from_slice(rgb);
+        Ok(())
     }
 
     fn name(&self, index: usize) -> String {

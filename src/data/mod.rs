@@ -4,6 +4,7 @@
 //! Everything here is on the CPU and in 8-bit RGB; normalisation and mirroring happen in shaders.
 
 pub mod aside;
+pub mod augment;
 pub mod bin;
 pub mod decode;
 pub mod doctor;
@@ -27,7 +28,7 @@ use std::path::{Path, PathBuf};
 use crate::{Error, Result};
 
 pub use bin::VerificationSet;
-pub use loader::{Batch, Loader, LoaderOptions};
+pub use loader::{Batch, Loader, LoaderOptions, Stream};
 pub use memory::InMemory;
 
 /// A decoded image: 8-bit RGB, row by row from the top.
@@ -67,6 +68,20 @@ pub trait Dataset: Send + Sync {
 
     /// Image `index`, decoded.
     fn load(&self, index: usize) -> Result<Image>;
+
+    /// Image `index`, decoded into `slot`, which holds `[H, W, 3]` for `size` = `[H, W]`. What is in the slot after an
+    /// error is not defined. Datasets override it where that saves a copy.
+    ///
+    /// # Errors
+    /// Those of [`Dataset::load`], an image of another size, and a slot of another length.
+    fn load_into(&self, index: usize, size: [usize; 2], slot: &mut [u8]) -> Result<()> {
+        let image = self.load(index)?;
+        if [image.height, image.width] != size || image.rgb.len() != slot.len() {
+            return Err(other_size([image.height, image.width], size, || self.name(index)));
+        }
+        slot.copy_from_slice(&image.rgb);
+        Ok(())
+    }
 
     /// What to call image `index` in messages: its path, or its file and key.
     fn name(&self, index: usize) -> String;
@@ -138,6 +153,16 @@ fn check_label(label: u32, num_classes: usize, place: impl FnOnce() -> String) -
         format!("a label below the number of classes, {num_classes}"),
         format!("set data.num_classes to at least {}", u64::from(label) + 1),
     ))
+}
+
+/// The error for an image that is not of the size of the others.
+fn other_size(found: [usize; 2], expected: [usize; 2], name: impl FnOnce() -> String) -> Error {
+    Error::data(
+        name(),
+        format!("an image of {} x {} (height x width)", found[0], found[1]),
+        format!("{} x {}, the size of the first image", expected[0], expected[1]),
+        "give all images one size, or set data.resize = true",
+    )
 }
 
 /// The error for an index that is not in the dataset: a mistake of the caller, kept out of the panics.

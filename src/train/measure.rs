@@ -105,6 +105,8 @@ fn measure_step(
             labels: (0..options.images()).map(label).collect(),
             mirror: vec![0; options.images()],
             indices: Vec::new(),
+            epoch: 1,
+            number: step as usize,
         };
         let started = Instant::now();
         // A small rate: what is measured must not grow out of the range of f32.

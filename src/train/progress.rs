@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use crate::config::LearningRate;
 use crate::train::epoch::EpochSums;
 use crate::train::prototypes::PrototypeWatch;
 use crate::train::run::Outcome;
@@ -21,6 +22,7 @@ pub(super) struct InFlight {
 
 /// Where the loop is.
 pub(super) struct Progress {
+    pub(super) schedule: LearningRate,
     /// Steps of the whole run.
     pub(super) total: u64,
     /// Steps submitted so far.
@@ -57,11 +59,17 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// At the start of a run of `total` steps.
-    pub(super) fn new(total: u64, steps_per_epoch: u64, watch: PrototypeWatch, hard_cosine: f64) -> Self {
+    /// At the start of a run.
+    pub(super) fn new(
+        schedule: LearningRate,
+        steps_per_epoch: u64,
+        watch: PrototypeWatch,
+        hard_cosine: f64,
+    ) -> Self {
         let now = Instant::now();
         Self {
-            total,
+            total: schedule.total_steps(steps_per_epoch),
+            schedule,
             submitted: 0,
             epoch: 1,
             batch: 0,

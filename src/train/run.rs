@@ -8,7 +8,7 @@ use std::time::Instant;
 use crate::Result;
 use crate::checkpoint::{Checkpoint, Checkpoints};
 use crate::config::LearningRate;
-use crate::data::Batch;
+use crate::data::{Batch, Stream};
 use crate::eval::embedder::Embedder;
 use crate::eval::verify::VerificationReport;
 use crate::interchange::safetensors::StateDict;
@@ -62,6 +62,14 @@ pub struct Outcome {
     pub interrupted: Option<PathBuf>,
 }
 
+/// What a run has to do with beside its model and its data.
+struct Around<'a> {
+    folder: &'a mut RunFolder,
+    checkpoints: Checkpoints,
+    stop: &'a Stop,
+    observer: &'a mut dyn Observer,
+}
+
 /// How an epoch went.
 enum Epoch {
     Whole,
@@ -104,12 +112,13 @@ impl Trainer {
         let steps_per_epoch = self.loader.batches_per_epoch() as u64;
         let schedule = LearningRate::new(&self.config.optim, &self.config.train);
         let total = schedule.total_steps(steps_per_epoch);
-        let checkpoints = Checkpoints::of(folder.path());
         observer.start(total, steps_per_epoch, &self.summary());
+        let checkpoints = Checkpoints::of(folder.path());
+        let around = &mut Around { folder, checkpoints, stop, observer };
 
         let hard_cosine = self.config.train.hard_cosine;
         let mut progress = Progress::new(
-            total,
+            schedule,
             steps_per_epoch,
             PrototypeWatch::new(&self.model, hard_cosine)?,
             hard_cosine,
@@ -118,6 +127,9 @@ impl Trainer {
             progress.watch.restore(&start.state)?;
             progress.go_on(start.step, start.body);
         }
+        let first = usize::try_from(progress.batch).unwrap_or(usize::MAX);
+        // Over all epochs: while one ends the first batches of the next are decoded already.
+        let mut batches = self.loader.stream(progress.epoch..=self.config.train.epochs, first)?;
         let mut evaluated = None;
         let mut interrupted = false;
         for epoch in progress.epoch..=self.config.train.epochs {
@@ -127,13 +139,12 @@ impl Trainer {
             if self.session_for(epoch)? {
                 progress.stall.reset();
             }
-            let ended = self.run_epoch(&schedule, &checkpoints, &mut progress, folder, stop, observer)?;
-            if matches!(ended, Epoch::Interrupted) {
+            if matches!(self.run_epoch(&mut batches, &mut progress, around)?, Epoch::Interrupted) {
                 interrupted = true;
                 break;
             }
             let last = epoch == self.config.train.epochs || progress.submitted >= total;
-            evaluated = Some(self.end_epoch(last, &checkpoints, &mut progress, folder, observer)?);
+            evaluated = Some(self.end_epoch(last, &mut progress, around)?);
             if stop.requested() && !last {
                 interrupted = true;
                 break;
@@ -145,62 +156,57 @@ impl Trainer {
             let saved = progress.saved.take().filter(|(step, _)| *step == progress.submitted);
             outcome.interrupted = Some(match saved {
                 Some((_, path)) => path,
-                None => self.checkpoint(&checkpoints, &progress, observer)?,
+                None => self.checkpoint(&progress, around)?,
             });
         } else {
             outcome.evaluations = match evaluated {
                 Some(reports) => reports,
                 // A run that had ended but for its last files.
                 None => {
-                    self.model.save(&folder.weights_path(), progress.submitted)?;
+                    self.model.save(&around.folder.weights_path(), progress.submitted)?;
                     self.evaluate(&mut |_| Ok(()))?
                 }
             };
         }
-        observer.end();
+        around.observer.end();
         Ok(outcome)
     }
 
     /// Trains from the position to the end of its epoch, unless it is asked to stop.
     fn run_epoch(
         &mut self,
-        schedule: &LearningRate,
-        checkpoints: &Checkpoints,
+        batches: &mut Stream,
         progress: &mut Progress,
-        folder: &mut RunFolder,
-        stop: &Stop,
-        observer: &mut dyn Observer,
+        around: &mut Around<'_>,
     ) -> Result<Epoch> {
         let steps_per_epoch = self.loader.batches_per_epoch() as u64;
         let every = self.config.train.checkpoint_every;
         // The time between epochs goes to evaluation, and is no throughput.
         progress.start_clock();
-        let first = usize::try_from(progress.batch).unwrap_or(usize::MAX);
-        let mut batches = self.loader.epoch(progress.epoch, first)?;
-        while progress.submitted < progress.total {
+        while progress.submitted < progress.total && progress.batch < steps_per_epoch {
             let asked = Instant::now();
             let Some(batch) = batches.next() else { break };
             progress.waited += asked.elapsed();
             let batch = batch?;
-            let lr = schedule.lr(progress.submitted, steps_per_epoch);
+            let lr = progress.schedule.lr(progress.submitted, steps_per_epoch);
             self.submit(&batch, lr, progress)?;
-            self.collect(false, progress, folder, observer)?;
+            self.collect(false, progress, around)?;
             batches.recycle(batch);
             let ends_epoch = progress.batch == steps_per_epoch || progress.submitted == progress.total;
-            if stop.requested() {
-                self.collect(true, progress, folder, observer)?;
+            if around.stop.requested() {
+                self.collect(true, progress, around)?;
                 progress.stop_clock();
                 return Ok(Epoch::Interrupted);
             }
             // The end of an epoch has a checkpoint of its own.
             if every > 0 && progress.submitted.is_multiple_of(every) && !ends_epoch {
-                self.collect(true, progress, folder, observer)?;
+                self.collect(true, progress, around)?;
                 progress.stop_clock();
-                self.try_checkpoint(checkpoints, progress, observer);
+                self.try_checkpoint(progress, around);
                 progress.start_clock();
             }
         }
-        self.collect(true, progress, folder, observer)?;
+        self.collect(true, progress, around)?;
         progress.stop_clock();
         Ok(Epoch::Whole)
     }
@@ -209,11 +215,10 @@ impl Trainer {
     fn end_epoch(
         &mut self,
         last: bool,
-        checkpoints: &Checkpoints,
         progress: &mut Progress,
-        folder: &mut RunFolder,
-        observer: &mut dyn Observer,
+        around: &mut Around<'_>,
     ) -> Result<Vec<VerificationReport>> {
+        let Around { folder, observer, .. } = around;
         let (epoch, step) = (progress.epoch, progress.submitted);
         let batches = self.loader.batches_per_epoch() as u64;
         let prototypes = if progress.batch >= batches {
@@ -235,30 +240,26 @@ impl Trainer {
         })?;
         if !reports.is_empty() {
             let accuracy = reports.iter().map(|report| report.accuracy).sum::<f64>() / reports.len() as f64;
-            if progress.best.is_none_or(|best| accuracy > best.accuracy) {
+            // A NaN is no accuracy, and would never be beaten.
+            if accuracy.is_finite() && progress.best.is_none_or(|best| accuracy > best.accuracy) {
                 progress.best = Some(Best { epoch, step, accuracy });
                 self.model.save(&folder.best_path(), step)?;
             }
         }
         progress.epoch_loss = progress.sums.mean_loss();
         progress.next_epoch(batches);
-        self.try_checkpoint(checkpoints, progress, observer);
+        self.try_checkpoint(progress, around);
         Ok(reports)
     }
 
     /// Writes a checkpoint. That it cannot be written, for example on a full disk, does not end the run: what was saved
     /// before stays, and the next one may succeed.
-    fn try_checkpoint(
-        &self,
-        checkpoints: &Checkpoints,
-        progress: &mut Progress,
-        observer: &mut dyn Observer,
-    ) {
-        match self.checkpoint(checkpoints, progress, observer) {
+    fn try_checkpoint(&self, progress: &mut Progress, around: &mut Around<'_>) {
+        match self.checkpoint(progress, around) {
             Ok(path) => progress.saved = Some((progress.submitted, path)),
             Err(error) => {
                 let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
-                observer.message(&format!(
+                around.observer.message(&format!(
                     "warning: no checkpoint after step {}: {error}{hint}; training goes on",
                     progress.submitted
                 ));
@@ -266,12 +267,8 @@ impl Trainer {
         }
     }
 
-    fn checkpoint(
-        &self,
-        checkpoints: &Checkpoints,
-        progress: &Progress,
-        observer: &mut dyn Observer,
-    ) -> Result<PathBuf> {
+    fn checkpoint(&self, progress: &Progress, around: &mut Around<'_>) -> Result<PathBuf> {
+        let Around { checkpoints, observer, .. } = around;
         let step = progress.submitted;
         let started = Instant::now();
         let state = TrainingState {
@@ -321,13 +318,8 @@ impl Trainer {
     }
 
     /// Takes the results that have arrived; all of them where `wait` is set.
-    fn collect(
-        &mut self,
-        wait: bool,
-        progress: &mut Progress,
-        folder: &mut RunFolder,
-        observer: &mut dyn Observer,
-    ) -> Result<()> {
+    fn collect(&mut self, wait: bool, progress: &mut Progress, around: &mut Around<'_>) -> Result<()> {
+        let Around { folder, observer, .. } = around;
         let Some((_, _, session)) = &mut self.session else { return Ok(()) };
         let done = if wait { session.flush()? } else { session.finished()? };
         for finished in done {
@@ -342,7 +334,7 @@ impl Trainer {
                     observer.message(&line);
                 }
             } else {
-                self.not_finite(&flight, &result, progress, folder, observer)?;
+                self.not_finite(&flight, &result, progress, folder, *observer)?;
             }
             progress.logged_images += self.config.train.images_per_step();
             let now = Instant::now();

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::Config;
+use crate::config::{Config, Difference};
 use crate::data::Dataset;
 use crate::train::epoch::EpochSums;
 use crate::{Error, Result};
@@ -108,7 +108,7 @@ impl TrainingState {
     pub fn admits(&self, config: &Config, data: &Fingerprint, device: &[String; 3]) -> Result<Vec<String>> {
         let before = Config::from_toml(&self.config, &[])?;
         let mut changed = Vec::new();
-        for (key, was, now) in before.differences(config)? {
+        for Difference { key, first: was, second: now } in before.differences(config)? {
             let of_tables = key.starts_with("head.epl") && (was.is_none() || now.is_none());
             let text = |value: Option<String>| value.unwrap_or_else(|| "absent".into());
             if of_tables || FIXED.contains(&key.as_str()) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use epl_runtime::{Device, Session, SessionOptions};
 
 use crate::checkpoint::Checkpoint;
-use crate::config::{Augment, Config, NonFinite};
+use crate::config::{Config, NonFinite};
 use crate::data::{Dataset, Loader, LoaderOptions};
 use crate::eval::embedder::Embedder;
 use crate::eval::pairs::PairSet;
@@ -78,7 +78,7 @@ fn loader_of(config: &Config, dataset: &Arc<dyn Dataset>) -> Result<Loader> {
         batch_size: config.train.images_per_step(),
         seed: config.train.seed,
         shuffle: config.data.shuffle,
-        mirror: config.data.augment.contains(&Augment::Mirror),
+        augment: config.data.augment.clone(),
     };
     let loader = Loader::new(dataset.clone(), options)?;
     let ([height, width], [input_height, input_width]) = (loader.image_size(), config.model.input);

@@ -52,7 +52,8 @@ fn overflowing(folder: &std::path::Path, form: HeadForm) -> Config {
 
 /// The batches of an epoch that have a magenta picture: their numbers.
 fn batches_with_magenta(config: &Config, epoch: u32) -> Vec<u64> {
-    let options = LoaderOptions { batch_size: BATCH, seed: config.train.seed, shuffle: true, mirror: false };
+    let options =
+        LoaderOptions { batch_size: BATCH, seed: config.train.seed, shuffle: true, augment: Vec::new() };
     let loader = Loader::new(grey_and_magenta(), options).unwrap();
     let batches = loader.epoch(epoch, 0).unwrap().map(|batch| batch.unwrap().indices);
     let magenta = |indices: &Vec<usize>| indices.iter().any(|index| MAGENTA.contains(index));

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{Entry, Fault, Header, OnFault, REBUILD, RecordFile};
-use crate::data::{Dataset, Image, Options, check_label, decode, no_such_index};
+use crate::data::{Dataset, Image, Options, check_label, decode, no_such_index, other_size};
 use crate::{Error, Result};
 
 /// The labelled images of a record file, in either of the field's two forms.
@@ -93,6 +93,17 @@ impl Dataset for RecordDataset {
         let payload = self.file.payload(entry)?;
         let header = Header::parse(&payload).map_err(|fault| self.file.error(entry, fault))?;
         decode::decode(header.image, self.options.size, self.options.resize, || self.file.place(entry))
+    }
+
+    fn load_into(&self, index: usize, size: [usize; 2], slot: &mut [u8]) -> Result<()> {
+        if size != self.options.size {
+            return Err(other_size(self.options.size, size, || self.name(index)));
+        }
+        let entry = self.entry(index)?;
+        // The payload of a record in one part is borrowed from the map.
+        let payload = self.file.payload(entry)?;
+        let header = Header::parse(&payload).map_err(|fault| self.file.error(entry, fault))?;
+        decode::decode_into(header.image, size, self.options.resize, slot, || self.file.place(entry))
     }
 
     fn name(&self, index: usize) -> String {
@@ -430,6 +441,51 @@ mod tests {
         // Another record file in the folder is not what it describes.
         write(&folder.path().join("flat.rec"), &[(0, payload(&[], 4.0, &png(1)))]);
         assert_eq!(open(folder.path().join("flat.rec"), &options()).unwrap().num_classes(), 5);
+    }
+
+    /// A sparse file: its holes take no room on the disk.
+    #[cfg(all(unix, target_pointer_width = "64"))]
+    #[test]
+    fn records_beyond_four_gib_are_found() {
+        use std::io::{Seek, SeekFrom, Write};
+        const FOUR_GIB: u64 = 1 << 32;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("train.rec");
+        let mut file = std::fs::File::create(&path).unwrap();
+        file.set_len(FOUR_GIB + (300 << 20)).unwrap();
+        let mut index = String::new();
+        // Before the boundary, across it, and twice behind it.
+        let offsets =
+            [0, 1 << 20, FOUR_GIB - 20, FOUR_GIB + 4096, FOUR_GIB + (299 << 20), FOUR_GIB + (200 << 20)];
+        let records = [
+            payload(&[5.0, 6.0], 0.0, b""),
+            payload(&[], 0.0, &png(10)),
+            payload(&[], 0.0, &png(11)),
+            payload(&[], 0.0, &png(12)),
+            payload(&[], 0.0, &png(13)),
+            payload(&[1.0, 5.0], 0.0, b""),
+        ];
+        for (key, (offset, payload)) in offsets.iter().zip(&records).enumerate() {
+            let mut writer = super::super::testing::Writer::default();
+            writer.push(payload);
+            file.seek(SeekFrom::Start(*offset)).unwrap();
+            file.write_all(&writer.bytes).unwrap();
+            index.push_str(&format!("{key}\t{offset}\n"));
+        }
+        std::fs::write(path.with_extension("idx"), index).unwrap();
+        let dataset = open(&path, &options()).unwrap();
+        assert_eq!(contents(dataset.as_ref()), [(0, 10), (0, 11), (0, 12), (0, 13)]);
+        assert_eq!(dataset.num_classes(), 1);
+        let mut slot = [0; 12];
+        dataset.load_into(3, [2, 2], &mut slot).unwrap();
+        assert_eq!(slot[0], 13);
+
+        // What lies in a hole is named by its whole offset.
+        let hole = FOUR_GIB + 8192;
+        std::fs::write(path.with_extension("idx"), format!("0\t0\n1\t{hole}\n")).unwrap();
+        let error = RecordFile::open(&path).unwrap();
+        let error = error.payload(error.entries()[1]).unwrap_err().to_string();
+        assert!(error.contains(&format!("byte {hole}")), "{error}");
     }
 
     #[test]
