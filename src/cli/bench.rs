@@ -17,7 +17,7 @@ use super::output::{Align, Table, note};
 use super::{Context, Verdict};
 use crate::config::{Augment, Config};
 use crate::data::augment::{Augmenter, Scratch};
-use crate::data::loader::PREFETCH;
+use crate::data::loader::MOST_HELD;
 use crate::data::synth::{SynthConfig, draw_all};
 use crate::data::{self, Dataset, Image, Loader, LoaderOptions, Options, decode};
 use crate::{Error, Result};
@@ -168,7 +168,7 @@ impl Bench {
         let loader = Loader::with_threads(dataset, options, threads)?;
         let mut stream = loader.stream(1..=u32::MAX, 0)?;
         // Memory is allocated and threads are started.
-        for _ in 0..=PREFETCH {
+        for _ in 0..MOST_HELD {
             if let Some(batch) = stream.next() {
                 stream.recycle(batch?);
             }
@@ -199,7 +199,7 @@ impl Bench {
             decode_ms_per_image: ms(before.decoding, after.decoding),
             augment_ms_per_image: ms(before.augmenting, after.augmenting),
             peak_prefetch: after.most_waiting,
-            prefetch_limit: PREFETCH + 1,
+            prefetch_limit: MOST_HELD,
         })
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A thread of the loader's own walks the epochs and fills one batch after the other; the samples of a batch are shared
 //! out among all threads of a pool. Finished batches wait in a queue of fixed length, and the memory of used ones comes
-//! back through another, so that a run allocates a handful of batches once.
+//! back through another, so that a run allocates a few batches once.
 
 mod order;
 mod stream;
@@ -20,7 +20,11 @@ use crate::{Error, Result};
 pub use stream::{Stages, Stream};
 
 /// How many finished batches wait for their use; one more is being decoded meanwhile.
-pub const PREFETCH: usize = 2;
+const PREFETCH: usize = 2;
+
+/// Most finished batches that a stream holds at any time: those in the queue, one that waits for a place in it, and one
+/// that is just being taken.
+pub const MOST_HELD: usize = PREFETCH + 2;
 
 /// How a dataset is cut into batches.
 #[derive(Debug, Clone, PartialEq)]

@@ -45,7 +45,7 @@ pub struct Stages {
     pub decoding: Duration,
     /// Augmentation.
     pub augmenting: Duration,
-    /// The most finished batches that were held at any time, the one that waits for a place in the queue included.
+    /// The most finished batches that were held at any time, at most [`super::MOST_HELD`].
     pub most_waiting: usize,
 }
 
