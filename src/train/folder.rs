@@ -4,13 +4,18 @@ use std::path::{Path, PathBuf};
 
 use crate::config::Config;
 use crate::interchange::safetensors::write_atomically;
-use crate::train::metrics::{MetricsLog, Record};
+use crate::train::metrics::{self, MetricsLog, Record};
+use crate::train::tensorboard::{EventFile, remove_event_files};
 use crate::{Error, Result};
 
 /// The folder of a run.
 pub struct RunFolder {
     path: PathBuf,
     metrics: MetricsLog,
+    /// `None` once it could not be written.
+    events: Option<EventFile>,
+    /// Something worth a line that has not been told yet.
+    warning: Option<String>,
 }
 
 impl RunFolder {
@@ -30,22 +35,65 @@ impl RunFolder {
                 ));
             }
             // The weights last: until they are gone the folder is that of a finished run.
-            for name in ["report.html", "metrics.jsonl", "model.safetensors"] {
+            remove_event_files(&path)?;
+            for name in ["report.html", "metrics.jsonl", "model_best.safetensors", "model.safetensors"] {
                 remove(&path.join(name))?;
             }
         }
-        write_atomically(&path.join("config.toml"), config.to_toml()?.as_bytes())?;
-        let log = path.join("metrics.jsonl");
-        remove(&log)?;
-        Ok(Self { metrics: MetricsLog::open(&log)?, path })
+        remove(&path.join("metrics.jsonl"))?;
+        remove_event_files(&path)?;
+        Self::open(path, config, None)
+    }
+
+    /// Opens the folder of an interrupted run to go on after `step` completed steps: `metrics.jsonl` is cut back to
+    /// what was measured up to then, `config.toml` is written as resolved now, and a new event file tells TensorBoard
+    /// to forget what the interrupted part has beyond that step.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the file that could not be read or written, [`Error::Data`] for a line of `metrics.jsonl`
+    /// that is not a record.
+    pub fn resume(config: &Config, step: u64) -> Result<Self> {
+        let path = config.train.out.clone();
+        metrics::cut_back(&path.join("metrics.jsonl"), step)?;
+        Self::open(path, config, Some(step))
+    }
+
+    fn open(path: PathBuf, config: &Config, resumed: Option<u64>) -> Result<Self> {
+        let config = config.to_toml()?;
+        write_atomically(&path.join("config.toml"), config.as_bytes())?;
+        let metrics = MetricsLog::open(&path.join("metrics.jsonl"))?;
+        let mut folder = Self { path, metrics, events: None, warning: None };
+        let events = EventFile::create(&folder.path, &config, resumed);
+        folder.events = folder.or_warn(events);
+        Ok(folder)
     }
 
     /// Logs what was measured.
     ///
     /// # Errors
-    /// [`Error::Io`] naming the file that could not be written.
+    /// [`Error::Io`] naming `metrics.jsonl`, if it could not be written. What TensorBoard shows is all in there as
+    /// well, so an event file that cannot be written is given up with a [warning](Self::take_warning).
     pub fn record(&mut self, record: &Record) -> Result<()> {
-        self.metrics.append(record)
+        self.metrics.append(record)?;
+        if let Some(mut events) = self.events.take() {
+            let written = events.record(record);
+            self.events = self.or_warn(written.map(|()| events));
+        }
+        Ok(())
+    }
+
+    /// What went wrong since the last call without ending the run.
+    pub fn take_warning(&mut self) -> Option<String> {
+        self.warning.take()
+    }
+
+    fn or_warn<T>(&mut self, outcome: Result<T>) -> Option<T> {
+        outcome
+            .map_err(|error| {
+                self.warning =
+                    Some(format!("warning: {error}; TensorBoard will not be told of this run any more"));
+            })
+            .ok()
     }
 
     /// The folder.
@@ -56,6 +104,11 @@ impl RunFolder {
     /// Final weights.
     pub fn weights_path(&self) -> PathBuf {
         self.path.join("model.safetensors")
+    }
+
+    /// The weights of the epoch with the best mean accuracy on the verification sets, where they were kept.
+    pub fn best_weights_path(&self) -> PathBuf {
+        self.path.join("model_best.safetensors")
     }
 
     /// The report.
@@ -79,5 +132,100 @@ fn remove(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path, source)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::StepPoint;
+
+    fn step(step: u64) -> Record {
+        Record::Step(StepPoint {
+            step,
+            epoch: 1,
+            loss: 1.0,
+            lr: 0.1,
+            images_per_second: 1.0,
+            grad_norm: 1.0,
+            loss_scale: 1.0,
+            data_wait: 0.0,
+            skipped: 0,
+        })
+    }
+
+    fn config(out: &Path) -> Config {
+        let mut config = Config::default();
+        config.data.train = "faces".into();
+        config.train.out = out.to_path_buf();
+        config
+    }
+
+    fn event_files(folder: &Path) -> Vec<PathBuf> {
+        let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let mut found: Vec<_> = paths.filter(|path| path.to_string_lossy().contains("tfevents")).collect();
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn a_resumed_run_keeps_what_was_measured_up_to_its_step() {
+        let temporary = tempfile::tempdir().unwrap();
+        let out = temporary.path().join("run");
+        let mut config = config(&out);
+        let mut folder = RunFolder::create(&config, false).unwrap();
+        for done in [20, 40, 60] {
+            folder.record(&step(done)).unwrap();
+        }
+        drop(folder);
+        let before = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+
+        config.optim.lr = 0.05;
+        let mut folder = RunFolder::resume(&config, 40).unwrap();
+        assert_eq!(folder.take_warning(), None);
+        let kept = std::fs::read_to_string(folder.metrics_path()).unwrap();
+        assert_eq!(kept.lines().collect::<Vec<_>>(), before.lines().take(2).collect::<Vec<_>>());
+        folder.record(&step(60)).unwrap();
+        assert_eq!(metrics::read(&folder.metrics_path()).unwrap(), [step(20), step(40), step(60)]);
+        assert_eq!(Config::load(&out.join("config.toml"), &[]).unwrap(), config);
+        assert_eq!(event_files(&out).len(), 2, "the events of the first part stay");
+        assert!(!out.join("metrics.jsonl.partial").exists());
+
+        // A new run in the same folder starts with nothing; files of other programs are not its business.
+        std::fs::write(out.join("events.out.tfevents.1700000000.host.1"), "").unwrap();
+        drop(RunFolder::create(&config, false).unwrap());
+        assert_eq!(std::fs::read_to_string(out.join("metrics.jsonl")).unwrap(), "");
+        assert_eq!(event_files(&out).len(), 2);
+        assert!(out.join("events.out.tfevents.1700000000.host.1").exists());
+    }
+
+    #[test]
+    fn a_finished_run_is_replaced_whole() {
+        let temporary = tempfile::tempdir().unwrap();
+        let config = config(temporary.path());
+        drop(RunFolder::create(&config, false).unwrap());
+        for name in ["model.safetensors", "model_best.safetensors", "report.html"] {
+            std::fs::write(temporary.path().join(name), "").unwrap();
+        }
+        assert!(RunFolder::create(&config, false).is_err());
+        let folder = RunFolder::create(&config, true).unwrap();
+        assert!(!folder.weights_path().exists() && !folder.best_weights_path().exists());
+        assert!(!folder.report_path().exists());
+        assert_eq!(event_files(temporary.path()).len(), 1);
+    }
+
+    /// `/dev/full` is a disk that is always full.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_costs_the_events_and_one_warning() {
+        let temporary = tempfile::tempdir().unwrap();
+        let mut folder = RunFolder::create(&config(temporary.path()), false).unwrap();
+        folder.events = Some(EventFile::on(Path::new("/dev/full")).unwrap());
+        folder.record(&step(20)).unwrap();
+        let warning = folder.take_warning().unwrap();
+        assert!(warning.contains("/dev/full") && warning.contains("TensorBoard"), "{warning}");
+        folder.record(&step(40)).unwrap();
+        assert_eq!(folder.take_warning(), None);
+        assert_eq!(metrics::read(&folder.metrics_path()).unwrap().len(), 2);
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::interchange::safetensors::write_atomically;
 use crate::report::{EvalPoint, PrototypePoint, Report, StepPoint};
 use crate::{Error, Result};
 
@@ -19,6 +20,17 @@ pub enum Record {
     Eval(EvalPoint),
     /// What the prototypes did in an epoch.
     Prototypes(Box<PrototypePoint>),
+}
+
+impl Record {
+    /// Steps done when it was measured.
+    pub fn step(&self) -> u64 {
+        match self {
+            Self::Step(point) => point.step,
+            Self::Eval(point) => point.step,
+            Self::Prototypes(point) => point.step,
+        }
+    }
 }
 
 /// Appends records to a file. Each line reaches the operating system whole before [`MetricsLog::append`] returns, so
@@ -64,21 +76,45 @@ impl MetricsLog {
 /// [`Error::Io`] if the file cannot be read, [`Error::Data`] naming the line that is not a record.
 pub fn read(path: &Path) -> Result<Vec<Record>> {
     let text = std::fs::read_to_string(path).map_err(|source| Error::io(path, source))?;
+    lines(path, &text).map(|line| Ok(line?.1)).collect()
+}
+
+/// The whole lines of a log, each with its record.
+fn lines<'a>(path: &'a Path, text: &'a str) -> impl Iterator<Item = Result<(&'a str, Record)>> {
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    whole
-        .lines()
-        .enumerate()
-        .map(|(index, line)| {
-            serde_json::from_str(line).map_err(|error| {
-                Error::data(
-                    format!("{}, line {}", path.display(), index + 1),
-                    format!("a line that is not a record ({error})"),
-                    "a JSON object with kind \"step\", \"eval\" or \"prototypes\"",
-                    "remove the line, or the file if it is not the log of a run",
-                )
-            })
-        })
-        .collect()
+    whole.lines().enumerate().map(move |(index, line)| {
+        let record = serde_json::from_str(line).map_err(|error| {
+            Error::data(
+                format!("{}, line {}", path.display(), index + 1),
+                format!("a line that is not a record ({error})"),
+                "a JSON object with kind \"step\", \"eval\" or \"prototypes\"",
+                "remove the line, or the file if it is not the log of a run",
+            )
+        })?;
+        Ok((line, record))
+    })
+}
+
+/// Removes from a log what was measured after `step`, and leaves every other line as it is. Written beside it first,
+/// then renamed. Where there is no log nothing happens.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be read or written, [`Error::Data`] naming the line that is not a record; then the log is
+/// as it was.
+pub fn cut_back(path: &Path, step: u64) -> Result<()> {
+    let text = match std::fs::read_to_string(path) {
+        Err(source) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        text => text.map_err(|source| Error::io(path, source))?,
+    };
+    let mut kept = String::with_capacity(text.len());
+    for line in lines(path, &text) {
+        let (line, record) = line?;
+        if record.step() <= step {
+            kept.push_str(line);
+            kept.push('\n');
+        }
+    }
+    write_atomically(path, kept.as_bytes())
 }
 
 /// Adds what a log holds to a report.
@@ -219,6 +255,42 @@ mod tests {
         assert_eq!(read(&path).unwrap().len(), 1);
         MetricsLog::open(&path).unwrap().append(&step(40, 2.0)).unwrap();
         assert_eq!(read(&path).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn what_was_measured_later_is_cut_off() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        cut_back(&path, 40).unwrap();
+        assert!(!path.exists());
+
+        let mut log = MetricsLog::open(&path).unwrap();
+        for record in [step(20, 3.0), step(40, 2.0), step(60, 1.0)].iter().chain(&records()[1..]) {
+            log.append(record).unwrap();
+        }
+        // A key that this version does not know stays where it is.
+        log.file
+            .write_all(b"{\"kind\":\"step\",\"step\":40,\"epoch\":1,\"loss\":1,\"lr\":1,\"new\":[1,  2]")
+            .unwrap();
+        log.file.write_all(b",\"images_per_second\":1,\"grad_norm\":1}\n{\"kind\":").unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        cut_back(&path, 40).unwrap();
+        let left = std::fs::read_to_string(&path).unwrap();
+        let expected = [&lines[..2], &lines[3..6]].concat();
+        assert_eq!(left.lines().collect::<Vec<_>>(), expected);
+        assert!(left.ends_with('\n') && left.contains("[1,  2]"));
+        cut_back(&path, 39).unwrap();
+        assert_eq!(read(&path).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_log_that_is_none_is_not_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        std::fs::write(&path, "shopping list\n").unwrap();
+        assert!(cut_back(&path, 40).unwrap_err().to_string().contains("line 1"));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "shopping list\n");
     }
 
     #[test]

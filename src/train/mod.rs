@@ -19,6 +19,7 @@ pub mod prototypes;
 pub mod sheet;
 pub mod step;
 pub mod summary;
+pub mod tensorboard;
 pub mod trainer;
 
 pub use events::{Console, Observer, Silent};
@@ -56,6 +57,9 @@ pub fn run_on(
     let mut folder = RunFolder::create(&config, replace)?;
     if !left.is_empty() {
         observer.message(&format!("not in the weights given, so started anew: {}", left.join(", ")));
+    }
+    if let Some(warning) = folder.take_warning() {
+        observer.message(&warning);
     }
     let outcome = trainer.run(&mut folder, observer)?;
     summary::report(&config, &trainer, &folder, &outcome)?.write(&folder.report_path())?;

@@ -265,6 +265,9 @@ impl Trainer {
                 progress.watch.end_epoch(&self.model, epoch, progress.submitted, &progress.sums)?;
             folder.record(&Record::Prototypes(Box::new(prototypes.clone())))?;
             observer.epoch(epoch, outcome.loss, Some(&prototypes));
+            if let Some(warning) = folder.take_warning() {
+                observer.message(&warning);
+            }
             if epoch == self.config.train.epochs || progress.submitted >= total {
                 // Before the last evaluation, so that nothing that happens there loses the run.
                 self.model.save(&folder.weights_path(), outcome.steps)?;
