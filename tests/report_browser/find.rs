@@ -10,11 +10,12 @@ pub const VARIABLE: &str = "EPL_BROWSER";
 /// Programs to look for in PATH.
 const NAMES: [&str; 6] = [
     "chromium",
-    "chromium-browser",
     "google-chrome",
     "google-chrome-stable",
     "microsoft-edge",
     "microsoft-edge-stable",
+    // Last, because on Ubuntu it may be a script that only says that a snap is missing.
+    "chromium-browser",
 ];
 
 /// Where macOS has them, below `/` and below the home folder.
@@ -61,8 +62,9 @@ fn places(variable: &dyn Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
             .collect();
     }
     let path = variable("PATH").unwrap_or_default();
+    let folders: Vec<PathBuf> = env::split_paths(&path).collect();
     let mut places: Vec<PathBuf> =
-        env::split_paths(&path).flat_map(|folder| NAMES.map(|name| folder.join(name))).collect();
+        NAMES.iter().flat_map(|name| folders.iter().map(move |folder| folder.join(name))).collect();
     if cfg!(target_os = "macos") {
         let roots = [Some(OsString::from("/")), variable("HOME")];
         places.extend(roots.iter().flatten().flat_map(|root| MACOS.map(|path| Path::new(root).join(path))));
