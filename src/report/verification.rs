@@ -117,7 +117,7 @@ impl Report {
                         @if sets > 1 { "the " (sets) " sets" } @else { "the set" }
                         " was highest: " (percent(best.mean_accuracy))
                         @let mean = mean_accuracy(&last, sets);
-                        @if mean.is_finite() { "; at the last epoch it was " (percent(mean)) }
+                        @if mean.is_finite() && last.iter().any(|point| point.step != best.step) { "; at the last epoch it was " (percent(mean)) }
                         ". It was chosen on the very sets that it is reported on, which flatters it a little; the last epoch was not chosen."
                     } @else {
                         "No epoch has a finite accuracy on all sets, so none is the best."

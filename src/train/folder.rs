@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::Config;
 use crate::interchange::safetensors::write_atomically;
-use crate::train::metrics::{self, MetricsLog, Record};
+use crate::train::metrics::{MetricsLog, Record};
 use crate::train::tensorboard::{EventFile, remove_event_files};
 use crate::{Error, Result};
 
@@ -40,28 +40,28 @@ impl RunFolder {
                 remove(&path.join(name))?;
             }
         }
-        remove(&path.join("metrics.jsonl"))?;
+        let log = path.join("metrics.jsonl");
+        remove(&log)?;
         remove_event_files(&path)?;
-        Self::open(path, config, None)
+        Self::open(path, MetricsLog::open(&log)?, config, None)
     }
 
-    /// Opens the folder of an interrupted run to go on after `step` completed steps: `metrics.jsonl` is cut back to
-    /// what was measured up to then, `config.toml` is written as resolved now, and a new event file tells TensorBoard
-    /// to forget what the interrupted part has beyond that step.
+    /// Opens the folder of an interrupted run that goes on after `step` steps and `epochs` whole epochs: what the log has
+    /// beyond them goes, `config.toml` is written as resolved now, and a new event file tells TensorBoard to forget what the
+    /// interrupted part has beyond that step.
     ///
     /// # Errors
     /// [`Error::Io`] naming the file that could not be read or written, [`Error::Data`] for a line of `metrics.jsonl`
     /// that is not a record.
-    pub fn resume(config: &Config, step: u64) -> Result<Self> {
+    pub fn resume(config: &Config, step: u64, epochs: u32) -> Result<Self> {
         let path = config.train.out.clone();
-        metrics::cut_back(&path.join("metrics.jsonl"), step)?;
-        Self::open(path, config, Some(step))
+        let metrics = MetricsLog::cut(&path.join("metrics.jsonl"), step, epochs)?;
+        Self::open(path, metrics, config, Some(step))
     }
 
-    fn open(path: PathBuf, config: &Config, resumed: Option<u64>) -> Result<Self> {
+    fn open(path: PathBuf, metrics: MetricsLog, config: &Config, resumed: Option<u64>) -> Result<Self> {
         let config = config.to_toml()?;
         write_atomically(&path.join("config.toml"), config.as_bytes())?;
-        let metrics = MetricsLog::open(&path.join("metrics.jsonl"))?;
         let mut folder = Self { path, metrics, events: None, warning: None };
         let events = EventFile::create(&folder.path, &config, resumed);
         folder.events = folder.or_warn(events);
@@ -107,7 +107,7 @@ impl RunFolder {
     }
 
     /// The weights of the epoch with the best mean accuracy on the verification sets, where they were kept.
-    pub fn best_weights_path(&self) -> PathBuf {
+    pub fn best_path(&self) -> PathBuf {
         self.path.join("model_best.safetensors")
     }
 
@@ -139,6 +139,7 @@ fn remove(path: &Path) -> Result<()> {
 mod tests {
     use super::*;
     use crate::report::StepPoint;
+    use crate::train::metrics;
 
     fn step(step: u64) -> Record {
         Record::Step(StepPoint {
@@ -181,7 +182,7 @@ mod tests {
         let before = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
 
         config.optim.lr = 0.05;
-        let mut folder = RunFolder::resume(&config, 40).unwrap();
+        let mut folder = RunFolder::resume(&config, 40, 1).unwrap();
         assert_eq!(folder.take_warning(), None);
         let kept = std::fs::read_to_string(folder.metrics_path()).unwrap();
         assert_eq!(kept.lines().collect::<Vec<_>>(), before.lines().take(2).collect::<Vec<_>>());
@@ -209,7 +210,7 @@ mod tests {
         }
         assert!(RunFolder::create(&config, false).is_err());
         let folder = RunFolder::create(&config, true).unwrap();
-        assert!(!folder.weights_path().exists() && !folder.best_weights_path().exists());
+        assert!(!folder.weights_path().exists() && !folder.best_path().exists());
         assert!(!folder.report_path().exists());
         assert_eq!(event_files(temporary.path()).len(), 1);
     }

@@ -22,17 +22,6 @@ pub enum Record {
     Prototypes(Box<PrototypePoint>),
 }
 
-impl Record {
-    /// Steps done when it was measured.
-    pub fn step(&self) -> u64 {
-        match self {
-            Self::Step(point) => point.step,
-            Self::Eval(point) => point.step,
-            Self::Prototypes(point) => point.step,
-        }
-    }
-}
-
 /// Appends records to a file. Each line reaches the operating system whole before [`MetricsLog::append`] returns, so
 /// that a run can be watched, and what a crash leaves is readable.
 #[derive(Debug)]
@@ -57,6 +46,35 @@ impl MetricsLog {
             file.seek(SeekFrom::End(0)).map_err(at)?;
         }
         Ok(Self { path: path.to_path_buf(), file })
+    }
+
+    /// Opens the log of a run that goes on after `step` steps and `epochs` whole epochs, and takes out what it has beyond
+    /// them: steps that will be taken again, and what was measured at the end of an epoch that will end again. Every other
+    /// line stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read or written, [`Error::Data`] naming the line that is not a record; then the log
+    /// is as it was.
+    pub fn cut(path: &Path, step: u64, epochs: u32) -> Result<Self> {
+        let text = match std::fs::read_to_string(path) {
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound => String::new(),
+            text => text.map_err(|source| Error::io(path, source))?,
+        };
+        let mut kept = String::with_capacity(text.len());
+        for line in lines(path, &text) {
+            let (line, record) = line?;
+            let stays = match &record {
+                Record::Step(point) => point.step <= step,
+                Record::Eval(point) => point.epoch <= epochs,
+                Record::Prototypes(point) => point.epoch <= epochs,
+            };
+            if stays {
+                kept.push_str(line);
+                kept.push('\n');
+            }
+        }
+        write_atomically(path, kept.as_bytes())?;
+        Self::open(path)
     }
 
     /// Appends a line. Values that are not finite become `null`.
@@ -93,28 +111,6 @@ fn lines<'a>(path: &'a Path, text: &'a str) -> impl Iterator<Item = Result<(&'a 
         })?;
         Ok((line, record))
     })
-}
-
-/// Removes from a log what was measured after `step`, and leaves every other line as it is. Written beside it first,
-/// then renamed. Where there is no log nothing happens.
-///
-/// # Errors
-/// [`Error::Io`] if it cannot be read or written, [`Error::Data`] naming the line that is not a record; then the log is
-/// as it was.
-pub fn cut_back(path: &Path, step: u64) -> Result<()> {
-    let text = match std::fs::read_to_string(path) {
-        Err(source) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        text => text.map_err(|source| Error::io(path, source))?,
-    };
-    let mut kept = String::with_capacity(text.len());
-    for line in lines(path, &text) {
-        let (line, record) = line?;
-        if record.step() <= step {
-            kept.push_str(line);
-            kept.push('\n');
-        }
-    }
-    write_atomically(path, kept.as_bytes())
 }
 
 /// Adds what a log holds to a report.
@@ -261,8 +257,8 @@ mod tests {
     fn what_was_measured_later_is_cut_off() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
-        cut_back(&path, 40).unwrap();
-        assert!(!path.exists());
+        drop(MetricsLog::cut(&path, 40, 1).unwrap());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "");
 
         let mut log = MetricsLog::open(&path).unwrap();
         for record in [step(20, 3.0), step(40, 2.0), step(60, 1.0)].iter().chain(&records()[1..]) {
@@ -275,13 +271,17 @@ mod tests {
         log.file.write_all(b",\"images_per_second\":1,\"grad_norm\":1}\n{\"kind\":").unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         let lines: Vec<&str> = text.lines().collect();
-        cut_back(&path, 40).unwrap();
+        drop(MetricsLog::cut(&path, 40, 1).unwrap());
         let left = std::fs::read_to_string(&path).unwrap();
-        let expected = [&lines[..2], &lines[3..6]].concat();
-        assert_eq!(left.lines().collect::<Vec<_>>(), expected);
+        assert_eq!(left.lines().collect::<Vec<_>>(), [&lines[..2], &lines[3..6]].concat());
         assert!(left.ends_with('\n') && left.contains("[1,  2]"));
-        cut_back(&path, 39).unwrap();
-        assert_eq!(read(&path).unwrap().len(), 1);
+        // Within the epoch: what its end measured will be measured again.
+        MetricsLog::cut(&path, 20, 0).unwrap().append(&step(40, 2.5)).unwrap();
+        let left = read(&path).unwrap();
+        assert!(
+            matches!(&left[..], [Record::Step(a), Record::Step(b)] if (a.step, b.loss) == (20, 2.5)),
+            "{left:?}"
+        );
     }
 
     #[test]
@@ -289,7 +289,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
         std::fs::write(&path, "shopping list\n").unwrap();
-        assert!(cut_back(&path, 40).unwrap_err().to_string().contains("line 1"));
+        assert!(MetricsLog::cut(&path, 40, 1).unwrap_err().to_string().contains("line 1"));
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "shopping list\n");
     }
 

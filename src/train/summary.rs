@@ -69,7 +69,7 @@ pub fn report(config: &Config, trainer: &Trainer, folder: &RunFolder, outcome: &
         rocs: outcome.evaluations.iter().map(roc).collect(),
         faces: face_sheet(trainer.model(), trainer.dataset().as_ref(), SHEET_FACES)?,
         last_weights: name_of(&folder.weights_path()),
-        best_weights: name_of(&folder.best_weights_path()),
+        best_weights: name_of(&folder.best_path()),
         config_toml: config.to_toml()?,
         ..Report::default()
     };
