@@ -125,6 +125,14 @@ impl Band {
     }
 }
 
+/// An upright line with a name.
+pub(super) struct Mark {
+    /// Where it stands.
+    pub(super) x: f64,
+    /// What is there.
+    pub(super) name: &'static str,
+}
+
 /// A line chart.
 pub(super) struct Chart {
     /// What it shows, for screen readers.
@@ -137,6 +145,8 @@ pub(super) struct Chart {
     pub(super) height: f64,
     /// The areas behind the lines, the outermost first.
     pub(super) bands: Vec<Band>,
+    /// Upright lines at values of x.
+    pub(super) marks: Vec<Mark>,
     /// The lines.
     pub(super) series: Vec<Series>,
 }
@@ -235,6 +245,14 @@ impl Chart {
                 text.axis-title x=(px(frame.right)) y=(px(self.height - 6.0)) text-anchor="end" { (self.x.title) }
                 @for band in &self.bands {
                     path class=(band.class()) d=(area(band, &frame)) {}
+                }
+                @for mark in &self.marks {
+                    @if let Some(x) = frame.x(mark.x) {
+                        line.mark x1=(px(x)) x2=(px(x)) y1=(px(frame.top)) y2=(px(frame.bottom)) {}
+                        // On the side where there is room.
+                        @let (at, anchor) = if x > (frame.left + frame.right) / 2.0 { (x - 5.0, "end") } else { (x + 5.0, "start") };
+                        text.mark-name x=(px(at)) y=(px(frame.bottom - 6.0)) text-anchor=(anchor) { (mark.name) }
+                    }
                 }
                 @for series in self.series.iter().rev() {
                     path class=(format!("line {}", series.class())) d=(path(series, &frame)) {}
@@ -389,6 +407,7 @@ mod tests {
             y: Axis::linear("loss"),
             height: 260.0,
             bands: Vec::new(),
+            marks: Vec::new(),
             series: vec![Series::line("loss", 0, points)],
         }
     }

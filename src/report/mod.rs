@@ -7,6 +7,7 @@ mod points;
 mod prototypes;
 mod scale;
 mod sections;
+mod verification;
 
 use std::fs::File;
 use std::io::Write;
@@ -18,6 +19,8 @@ pub use noise::{NoiseRow, NoiseSheet, OtherPrototype, Portrait};
 pub use points::{
     EvalPoint, FaceRow, NearestPrototype, PERCENTILES, Percentiles, PrototypePoint, RocCurve, StepPoint,
 };
+
+pub use verification::{BestEvaluation, best_evaluation};
 
 use crate::{Error, Result};
 
@@ -38,6 +41,10 @@ pub struct Report {
     pub prototypes: Vec<PrototypePoint>,
     /// Sample faces and their nearest prototypes.
     pub faces: Vec<FaceRow>,
+    /// File name of the weights of the last epoch, if they were kept.
+    pub last_weights: Option<String>,
+    /// File name of the weights of the [best](best_evaluation) epoch, if they were kept.
+    pub best_weights: Option<String>,
     /// The resolved configuration.
     pub config_toml: String,
 }

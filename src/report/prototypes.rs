@@ -119,6 +119,7 @@ impl Report {
             y: Axis::linear(quantity.unit).possible(low, high),
             height: HEIGHT,
             bands,
+            marks: Vec::new(),
             series: vec![Series::line(line, quantity.colour, points)],
         };
         card(&chart, reading)
@@ -136,6 +137,7 @@ impl Report {
             y: Axis::linear("degrees, mean over classes").possible(0.0, 180.0),
             height: HEIGHT,
             bands: Vec::new(),
+            marks: Vec::new(),
             series,
         };
         let reading = "How far the two prototypes of a class are apart, and how far Q turned in the epoch. At first Q is \
@@ -150,6 +152,7 @@ impl Report {
             y: Axis::linear("% of the samples").possible(0.0, 100.0),
             height: HEIGHT,
             bands: Vec::new(),
+            marks: Vec::new(),
             series: vec![Series::line("hard", 5, self.points(|point| 100.0 * point.hard_share))],
         };
         let reading = format!(
@@ -173,6 +176,7 @@ impl Report {
             y: axis,
             height: HEIGHT,
             bands: Vec::new(),
+            marks: Vec::new(),
             series: vec![Series::line("not visited", 2, self.points(left))],
         };
         card(

@@ -4,7 +4,8 @@ use maud::{Markup, html};
 
 use super::chart::{Axis, Chart, Series, Width};
 use super::scale::{Spacing, number, percent};
-use super::{EvalPoint, Report, StepPoint};
+use super::verification::last_evaluations;
+use super::{Report, StepPoint};
 
 /// A run with fewer points than this is drawn as it is.
 const SMOOTHED_FROM: usize = 100;
@@ -28,18 +29,30 @@ impl Report {
                 @if let Some(loss) = loss { (tile("Final loss", &number(loss), if losses.len() < SMOOTHED_FROM { "last logged step" } else { "smoothed" })) }
                 @for point in last.iter().take(4) {
                     (tile(&format!("Accuracy, {}", point.set), &percent(point.accuracy),
-                        &format!("\u{b1} {} over folds", percent(point.accuracy_std))))
+                        &format!("\u{b1} {} over folds, last epoch", percent(point.accuracy_std))))
                 }
                 @if let Some(&speed) = speeds.get(speeds.len() / 2) {
-                    (tile("Throughput", &number(speed), "images a second"))
+                    (tile("Throughput", &number(speed), &self.waiting().map_or_else(
+                        || "images a second".to_owned(),
+                        |share| format!("images a second; {share:.0}\u{2009}% of the time waiting for data"))))
                 }
             }
         }
     }
 
-    /// Loss, learning rate, throughput, gradient norm.
+    /// Percent of the time in which the run waited for data; `None` where that was not measured or hardly anything.
+    fn waiting(&self) -> Option<f64> {
+        let shares: Vec<f64> =
+            self.steps.iter().map(|point| point.data_wait).filter(|share| share.is_finite()).collect();
+        let mean = 100.0 * shares.iter().sum::<f64>() / shares.len() as f64;
+        Some(mean).filter(|share| *share >= 0.5)
+    }
+
+    /// Loss, learning rate, throughput, waiting, gradient norm, loss scale.
     pub(super) fn training(&self) -> Markup {
         let lost = self.steps.iter().filter(|point| !point.loss.is_finite()).count();
+        let skipped = self.steps.iter().map(|point| point.skipped).max().unwrap_or(0);
+        let scaled = self.steps.iter().any(|point| point.loss_scale.is_finite() && point.loss_scale != 1.0);
         html! {
             h2 { "Training" }
             @if self.steps.is_empty() {
@@ -50,12 +63,17 @@ impl Report {
                     @if lost > 0 {
                         p.note { "The loss of " (lost) " of " (self.steps.len()) " logged steps was not finite; the curve has gaps there." }
                     }
+                    @if skipped > 0 {
+                        p.note { "The updates of " (skipped) " steps were left out, because their loss or gradient was not finite." }
+                    }
                     (self.loss_chart().render(Width::Full))
                     (self.learning_rate_chart().render(Width::Full))
                 }
                 div.pair {
                     (self.step_chart("Throughput", "images a second", 2, |point| point.images_per_second))
+                    (self.step_chart("Time waiting for data", "% of the time", 4, |point| 100.0 * point.data_wait))
                     (self.step_chart("Gradient norm", "L2 norm", 3, |point| point.grad_norm))
+                    @if scaled { (self.step_chart("Loss scale", "factor", 5, |point| point.loss_scale)) }
                 }
             }
         }
@@ -70,6 +88,7 @@ impl Report {
             y: Axis::linear("loss"),
             height: 320.0,
             bands: Vec::new(),
+            marks: Vec::new(),
             series,
         }
     }
@@ -89,6 +108,7 @@ impl Report {
             y: Axis { spacing, ..Axis::linear("learning rate").possible(0.0, f64::INFINITY) },
             height: 170.0,
             bands: Vec::new(),
+            marks: Vec::new(),
             series: vec![Series { stepped, ..Series::line("rate", 1, points) }],
         }
     }
@@ -110,127 +130,15 @@ impl Report {
             y: Axis::linear(unit).possible(0.0, f64::INFINITY),
             height: 230.0,
             bands: Vec::new(),
+            marks: Vec::new(),
             series: with_smoothed(&title.to_lowercase(), colour, points),
         };
         html! { @if measured { div.card { h3 { (title) } (chart.render(Width::Half)) } } }
-    }
-
-    /// Accuracy over the run, the figures of the last evaluation, ROC curves.
-    pub(super) fn verification(&self) -> Markup {
-        html! {
-            h2 { "Verification" }
-            @if self.evals.is_empty() {
-                p.missing { "No verification set was evaluated." }
-            } @else {
-                div.card { h3 { "Accuracy" } (self.accuracy_chart().render(Width::Full)) }
-                div.card {
-                    h3 { "Last evaluation" }
-                    div.scroll { (evaluation_table(&last_evaluations(&self.evals))) }
-                }
-            }
-            @if self.rocs.iter().all(|curve| curve.points.is_empty()) {
-                p.missing { "No ROC curve was recorded." }
-            } @else {
-                div.card { h3 { "Receiver operating characteristic" } (self.roc_chart().render(Width::Full)) }
-            }
-        }
-    }
-
-    fn accuracy_chart(&self) -> Chart {
-        let series = set_names(self.evals.iter().map(|point| point.set.as_str()))
-            .into_iter()
-            .enumerate()
-            .map(|(colour, set)| {
-                let of_set = self.evals.iter().filter(|point| point.set == set);
-                Series::line(
-                    set,
-                    colour,
-                    of_set.map(|point| (f64::from(point.epoch), 100.0 * point.accuracy)).collect(),
-                )
-            })
-            .collect();
-        Chart {
-            title: "Accuracy".to_owned(),
-            x: Axis::count("epoch"),
-            y: Axis::linear("accuracy, %").possible(0.0, 100.0),
-            height: 300.0,
-            bands: Vec::new(),
-            series,
-        }
-    }
-
-    fn roc_chart(&self) -> Chart {
-        let all = || self.rocs.iter().flat_map(|curve| curve.points.iter());
-        let smallest = all().map(|point| point.0).filter(|far| *far > 0.0).fold(0.1, f64::min);
-        // The decade below the smallest rate, which is where a rate of 0 goes; at most eight decades are shown.
-        let low = 10_f64.powf(smallest.max(1e-8).log10().floor());
-        let names = set_names(self.rocs.iter().map(|curve| curve.set.as_str()));
-        let series = self
-            .rocs
-            .iter()
-            .map(|curve| {
-                let points = curve.points.iter().map(|&(far, tar)| (far.max(low), 100.0 * tar)).collect();
-                let colour = names.iter().position(|name| *name == curve.set).unwrap_or(0);
-                Series { stepped: true, ..Series::line(&curve.set, colour, points) }
-            })
-            .collect();
-        Chart {
-            title: "Receiver operating characteristic".to_owned(),
-            x: Axis { spacing: Spacing::Log, ends: Some((low, 1.0)), ..Axis::linear("FAR") },
-            y: Axis::linear("TAR, %").possible(0.0, 100.0),
-            height: 340.0,
-            bands: Vec::new(),
-            series,
-        }
     }
 }
 
 fn tile(name: &str, value: &str, more: &str) -> Markup {
     html! { div.tile { div.name { (name) } div.value { (value) } div.more { (more) } } }
-}
-
-fn evaluation_table(points: &[&EvalPoint]) -> Markup {
-    html! {
-        table.figures {
-            thead {
-                tr {
-                    @for head in ["Set", "Accuracy", "\u{b1} folds", "TAR at FAR 10\u{207b}\u{b3}", "AUC", "EER", "Threshold"] {
-                        th scope="col" { (head) }
-                    }
-                }
-            }
-            tbody {
-                @for point in points {
-                    tr {
-                        th scope="row" { (point.set) }
-                        @for fraction in [point.accuracy, point.accuracy_std, point.tar_at_far_1e3] {
-                            td { (percent(fraction)) }
-                        }
-                        td { (number(point.auc)) }
-                        td { (percent(point.eer)) }
-                        td { (number(point.threshold)) }
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// The names, each once, in the order in which they come first.
-fn set_names<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
-    let mut unique = Vec::new();
-    for name in names {
-        if !unique.contains(&name) {
-            unique.push(name);
-        }
-    }
-    unique
-}
-
-/// The last evaluation of each set.
-fn last_evaluations(evals: &[EvalPoint]) -> Vec<&EvalPoint> {
-    let names = set_names(evals.iter().map(|point| point.set.as_str()));
-    names.into_iter().filter_map(|name| evals.iter().rfind(|point| point.set == name)).collect()
 }
 
 /// Centred moving average over about a fiftieth of the points, which unlike an exponential one does not lag behind.
@@ -308,17 +216,5 @@ mod tests {
         assert!(!cosine.series[0].stepped && cosine.y.spacing == Spacing::Linear);
         let constant = steps((0..300).map(|_| 0.1)).learning_rate_chart();
         assert_eq!(constant.y.spacing, Spacing::Linear);
-    }
-
-    #[test]
-    fn rates_of_zero_are_at_the_left_edge_of_the_roc() {
-        let points = vec![(0.0, 0.5), (0.002, 0.8), (1.0, 1.0)];
-        let report = Report {
-            rocs: vec![super::super::RocCurve { set: "lfw".to_owned(), points }],
-            ..Report::default()
-        };
-        let chart = report.roc_chart();
-        assert_eq!(chart.x.ends, Some((0.001, 1.0)));
-        assert_eq!(chart.series[0].points[0], (0.001, 50.0));
     }
 }

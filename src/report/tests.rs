@@ -11,9 +11,9 @@ fn full() -> Report {
         lr: 0.1,
         images_per_second: 500.0,
         grad_norm: 1.5,
-        loss_scale: 1.0,
-        data_wait: 0.0,
-        skipped: 0,
+        loss_scale: 1024.0,
+        data_wait: 0.07,
+        skipped: 3,
     });
     let evals = (1..=4).flat_map(|epoch| {
         ["lfw", "cfp_fp"].map(|set| EvalPoint {
@@ -58,6 +58,8 @@ fn full() -> Report {
         rocs: vec![RocCurve { set: "lfw".to_owned(), points: vec![(0.0, 0.5), (0.01, 0.9), (1.0, 1.0)] }],
         prototypes: prototypes.collect(),
         faces: vec![FaceRow { face, name: "s1".to_owned(), nearest: vec![nearest] }],
+        last_weights: Some("model.safetensors".to_owned()),
+        best_weights: Some("model_best.safetensors".to_owned()),
         config_toml: "[train]\nout = \"a<b\"\n".to_owned(),
     }
 }
@@ -73,6 +75,15 @@ fn every_part_is_there() {
         "aria-label=\"Learning rate\"",
         "aria-label=\"Throughput\"",
         "aria-label=\"Gradient norm\"",
+        "aria-label=\"Time waiting for data\"",
+        "aria-label=\"Loss scale\"",
+        "images a second; 7\u{2009}% of the time waiting for data",
+        "The updates of 3 steps were left out",
+        "aria-label=\"TAR at FAR 10\u{207b}\u{b3}\"",
+        "aria-label=\"Equal error rate\"",
+        "aria-label=\"Area under the ROC curve\"",
+        "aria-label=\"Threshold\"",
+        "<code>model_best.safetensors</code>",
         "aria-label=\"Accuracy\"",
         "aria-label=\"Receiver operating characteristic\"",
         "aria-label=\"cos(x, W)\"",
@@ -126,6 +137,7 @@ fn values_that_are_not_finite_break_nothing() {
     let odd = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
     for (point, value) in report.steps.iter_mut().skip(3).zip(odd.into_iter().cycle().take(30)) {
         (point.loss, point.lr, point.images_per_second, point.grad_norm) = (value, value, value, value);
+        (point.loss_scale, point.data_wait) = (value, value);
     }
     for (point, value) in report.evals.iter_mut().zip(odd) {
         (point.accuracy, point.accuracy_std, point.auc, point.threshold) = (value, value, value, value);

@@ -1,9 +1,9 @@
 //! What a training run tells whoever watches it.
 
 use std::io::Write;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 use crate::eval::verify::VerificationReport;
 use crate::report::{Percentiles, PrototypePoint, StepPoint};
@@ -31,15 +31,63 @@ pub struct Silent;
 
 impl Observer for Silent {}
 
-/// A progress bar and a line an epoch, on standard error.
+/// A progress bar and a line an epoch, on standard error; where that is no terminal, lines of progress instead of the
+/// bar.
 pub struct Console {
     bar: ProgressBar,
+    pace: Pace,
+    /// When progress was last written as a line.
+    line_at: Option<Instant>,
 }
+
+/// Between two lines of progress where there is no terminal, at least; a step that takes longer has its own.
+const LINE_EVERY: Duration = Duration::from_secs(30);
+
+/// A share of the time that waits for data is mentioned from here on.
+const WAIT_SHOWN: f64 = 0.05;
 
 impl Console {
     /// A console that draws nothing until the run starts.
     pub fn new() -> Self {
-        Self { bar: ProgressBar::hidden() }
+        Self { bar: ProgressBar::hidden(), pace: Pace::default(), line_at: None }
+    }
+}
+
+/// How far a run is and how fast it goes.
+#[derive(Default)]
+struct Pace {
+    total_steps: u64,
+    steps_per_epoch: u64,
+    /// The first step that was seen, and when: a resumed run does not start at step 1.
+    first: Option<(u64, Instant)>,
+}
+
+impl Pace {
+    /// Time left at the pace since the first step, evaluations included; `None` before there is one.
+    fn left(&mut self, step: u64, now: Instant) -> Option<Duration> {
+        let (first, since) = *self.first.get_or_insert((step, now));
+        let done = step.checked_sub(first).filter(|done| *done > 0)?;
+        let seconds = now.duration_since(since).as_secs_f64() / done as f64;
+        Duration::try_from_secs_f64(seconds * self.total_steps.saturating_sub(step) as f64).ok()
+    }
+
+    /// The figures of a step that fit a line.
+    fn text(&mut self, point: &StepPoint, now: Instant) -> String {
+        let epochs = self.total_steps.div_ceil(self.steps_per_epoch.max(1));
+        let mut text = format!(
+            "epoch {}/{epochs}, loss {:.3}, lr {:.2e}, {:.0} images/s",
+            point.epoch, point.loss, point.lr, point.images_per_second
+        );
+        if point.data_wait > WAIT_SHOWN {
+            text += &format!(", {:.0} % of the time waiting for data", 100.0 * point.data_wait);
+        }
+        if point.skipped > 0 {
+            text += &format!(", {} steps skipped", point.skipped);
+        }
+        if let Some(left) = self.left(point.step, now) {
+            text += &format!(", {} left", HumanDuration(left));
+        }
+        text
     }
 }
 
@@ -77,23 +125,26 @@ impl Default for Console {
 }
 
 impl Observer for Console {
-    fn start(&mut self, total_steps: u64, _steps_per_epoch: u64, summary: &str) {
+    fn start(&mut self, total_steps: u64, steps_per_epoch: u64, summary: &str) {
         write_line(summary);
+        self.pace = Pace { total_steps, steps_per_epoch, first: None };
         self.bar = ProgressBar::new(total_steps);
         // The template is a constant; an unusable one would only leave the default look.
-        if let Ok(style) =
-            ProgressStyle::with_template("{bar:32} {pos}/{len} steps, {elapsed} gone, {eta} left  {msg}")
-        {
+        if let Ok(style) = ProgressStyle::with_template("{bar:24} {pos}/{len} steps, {elapsed} gone  {msg}") {
             self.bar.set_style(style);
         }
     }
 
     fn step(&mut self, point: &StepPoint) {
-        self.bar.set_position(point.step);
-        self.bar.set_message(format!(
-            "epoch {} loss {:.3} lr {:.2e} {:.0} images/s",
-            point.epoch, point.loss, point.lr, point.images_per_second
-        ));
+        let now = Instant::now();
+        let text = self.pace.text(point, now);
+        if !self.bar.is_hidden() {
+            self.bar.set_position(point.step);
+            self.bar.set_message(text);
+        } else if self.line_at.is_none_or(|last| now.duration_since(last) >= LINE_EVERY) {
+            write_line(&format!("step {}/{}: {text}", point.step, self.pace.total_steps));
+            self.line_at = Some(now);
+        }
     }
 
     fn epoch(&mut self, epoch: u32, mean_loss: f64, prototypes: Option<&PrototypePoint>) {
@@ -131,6 +182,39 @@ impl Observer for Console {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_of_progress_has_what_matters() {
+        let mut pace = Pace { total_steps: 2001, steps_per_epoch: 1000, first: None };
+        let start = Instant::now();
+        let mut point = StepPoint {
+            step: 500,
+            epoch: 1,
+            loss: 12.3456,
+            lr: 0.1,
+            images_per_second: 812.4,
+            grad_norm: 1.0,
+            loss_scale: 1.0,
+            data_wait: 0.05,
+            skipped: 0,
+        };
+        // A resumed run: what was done before says nothing about the pace.
+        assert_eq!(pace.text(&point, start), "epoch 1/3, loss 12.346, lr 1.00e-1, 812 images/s");
+        (point.step, point.data_wait, point.skipped) = (501, 0.234, 2);
+        assert_eq!(
+            pace.text(&point, start + Duration::from_millis(2400)),
+            "epoch 1/3, loss 12.346, lr 1.00e-1, 812 images/s, 23 % of the time waiting for data, 2 steps skipped, \
+             60 minutes left"
+        );
+        (point.step, point.data_wait) = (2001, f64::NAN);
+        assert!(
+            pace.text(&point, start + Duration::from_secs(9))
+                .ends_with("812 images/s, 2 steps skipped, 0 seconds left")
+        );
+        // A clock that stands still, or a run that is longer than it was said to be.
+        assert_eq!(pace.left(3000, start), Some(Duration::ZERO));
+        assert_eq!(Pace::default().left(0, start), None);
+    }
 
     #[test]
     fn a_line_of_figures_leaves_out_what_a_head_without_epl_lacks() {

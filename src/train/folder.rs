@@ -6,12 +6,17 @@ use crate::checkpoint::Checkpoints;
 use crate::config::Config;
 use crate::interchange::files::{remove, write_atomically};
 use crate::train::metrics::{MetricsLog, Record};
+use crate::train::tensorboard::{EventFile, remove_event_files};
 use crate::{Error, Result};
 
 /// The folder of a run.
 pub struct RunFolder {
     path: PathBuf,
     metrics: MetricsLog,
+    /// `None` once it could not be written.
+    events: Option<EventFile>,
+    /// Something worth a line that has not been told yet.
+    warning: Option<String>,
 }
 
 impl RunFolder {
@@ -31,6 +36,7 @@ impl RunFolder {
                 ));
             }
             // The weights last: until they are gone the folder is that of a finished run.
+            remove_event_files(&path)?;
             for name in
                 ["report.html", "metrics.jsonl", "model_best.safetensors", "checkpoints", "model.safetensors"]
             {
@@ -47,30 +53,60 @@ impl RunFolder {
             }
             remove(checkpoints.folder())?;
         }
-        write_atomically(&path.join("config.toml"), config.to_toml()?.as_bytes())?;
         let log = path.join("metrics.jsonl");
         remove(&log)?;
-        Ok(Self { metrics: MetricsLog::open(&log)?, path })
+        remove_event_files(&path)?;
+        Self::open(path, MetricsLog::open(&log)?, config, None)
     }
 
     /// Opens the folder of an interrupted run that goes on after `step` steps and `epochs` whole epochs: what the log has
-    /// beyond them goes.
+    /// beyond them goes, `config.toml` is written as resolved now, and a new event file tells TensorBoard to forget what the
+    /// interrupted part has beyond that step.
     ///
     /// # Errors
-    /// A log that cannot be read or written.
+    /// [`Error::Io`] naming the file that could not be read or written, [`Error::Data`] for a line of `metrics.jsonl`
+    /// that is not a record.
     pub fn resume(config: &Config, step: u64, epochs: u32) -> Result<Self> {
         let path = config.train.out.clone();
-        write_atomically(&path.join("config.toml"), config.to_toml()?.as_bytes())?;
         let metrics = MetricsLog::cut(&path.join("metrics.jsonl"), step, epochs)?;
-        Ok(Self { metrics, path })
+        Self::open(path, metrics, config, Some(step))
+    }
+
+    fn open(path: PathBuf, metrics: MetricsLog, config: &Config, resumed: Option<u64>) -> Result<Self> {
+        let config = config.to_toml()?;
+        write_atomically(&path.join("config.toml"), config.as_bytes())?;
+        let mut folder = Self { path, metrics, events: None, warning: None };
+        let events = EventFile::create(&folder.path, &config, resumed);
+        folder.events = folder.or_warn(events);
+        Ok(folder)
     }
 
     /// Logs what was measured.
     ///
     /// # Errors
-    /// [`Error::Io`] naming the file that could not be written.
+    /// [`Error::Io`] naming `metrics.jsonl`, if it could not be written. What TensorBoard shows is all in there as
+    /// well, so an event file that cannot be written is given up with a [warning](Self::take_warning).
     pub fn record(&mut self, record: &Record) -> Result<()> {
-        self.metrics.append(record)
+        self.metrics.append(record)?;
+        if let Some(mut events) = self.events.take() {
+            let written = events.record(record);
+            self.events = self.or_warn(written.map(|()| events));
+        }
+        Ok(())
+    }
+
+    /// What went wrong since the last call without ending the run.
+    pub fn take_warning(&mut self) -> Option<String> {
+        self.warning.take()
+    }
+
+    fn or_warn<T>(&mut self, outcome: Result<T>) -> Option<T> {
+        outcome
+            .map_err(|error| {
+                self.warning =
+                    Some(format!("warning: {error}; TensorBoard will not be told of this run any more"));
+            })
+            .ok()
     }
 
     /// The folder.
@@ -83,7 +119,7 @@ impl RunFolder {
         self.path.join("model.safetensors")
     }
 
-    /// Weights of the epoch with the best evaluation.
+    /// The weights of the epoch with the best mean accuracy on the verification sets, where they were kept.
     pub fn best_path(&self) -> PathBuf {
         self.path.join("model_best.safetensors")
     }
@@ -102,4 +138,100 @@ impl RunFolder {
 /// Whether the configuration in `folder` says that its run was trained on `data`. One that cannot be read says nothing.
 fn holds_run_on(folder: &Path, data: &Path) -> bool {
     Config::load(&folder.join("config.toml"), &[]).is_ok_and(|config| config.data.train == data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::StepPoint;
+    use crate::train::metrics;
+
+    fn step(step: u64) -> Record {
+        Record::Step(StepPoint {
+            step,
+            epoch: 1,
+            loss: 1.0,
+            lr: 0.1,
+            images_per_second: 1.0,
+            grad_norm: 1.0,
+            loss_scale: 1.0,
+            data_wait: 0.0,
+            skipped: 0,
+        })
+    }
+
+    fn config(out: &Path) -> Config {
+        let mut config = Config::default();
+        config.data.train = "faces".into();
+        config.train.out = out.to_path_buf();
+        config
+    }
+
+    fn event_files(folder: &Path) -> Vec<PathBuf> {
+        let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let mut found: Vec<_> = paths.filter(|path| path.to_string_lossy().contains("tfevents")).collect();
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn a_resumed_run_keeps_what_was_measured_up_to_its_step() {
+        let temporary = tempfile::tempdir().unwrap();
+        let out = temporary.path().join("run");
+        let mut config = config(&out);
+        let mut folder = RunFolder::create(&config, false).unwrap();
+        for done in [20, 40, 60] {
+            folder.record(&step(done)).unwrap();
+        }
+        drop(folder);
+        let before = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+
+        config.optim.lr = 0.05;
+        let mut folder = RunFolder::resume(&config, 40, 1).unwrap();
+        assert_eq!(folder.take_warning(), None);
+        let kept = std::fs::read_to_string(folder.metrics_path()).unwrap();
+        assert_eq!(kept.lines().collect::<Vec<_>>(), before.lines().take(2).collect::<Vec<_>>());
+        folder.record(&step(60)).unwrap();
+        assert_eq!(metrics::read(&folder.metrics_path()).unwrap(), [step(20), step(40), step(60)]);
+        assert_eq!(Config::load(&out.join("config.toml"), &[]).unwrap(), config);
+        assert_eq!(event_files(&out).len(), 2, "the events of the first part stay");
+        assert!(!out.join("metrics.jsonl.partial").exists());
+
+        // A new run in the same folder starts with nothing; files of other programs are not its business.
+        std::fs::write(out.join("events.out.tfevents.1700000000.host.1"), "").unwrap();
+        drop(RunFolder::create(&config, false).unwrap());
+        assert_eq!(std::fs::read_to_string(out.join("metrics.jsonl")).unwrap(), "");
+        assert_eq!(event_files(&out).len(), 2);
+        assert!(out.join("events.out.tfevents.1700000000.host.1").exists());
+    }
+
+    #[test]
+    fn a_finished_run_is_replaced_whole() {
+        let temporary = tempfile::tempdir().unwrap();
+        let config = config(temporary.path());
+        drop(RunFolder::create(&config, false).unwrap());
+        for name in ["model.safetensors", "model_best.safetensors", "report.html"] {
+            std::fs::write(temporary.path().join(name), "").unwrap();
+        }
+        assert!(RunFolder::create(&config, false).is_err());
+        let folder = RunFolder::create(&config, true).unwrap();
+        assert!(!folder.weights_path().exists() && !folder.best_path().exists());
+        assert!(!folder.report_path().exists());
+        assert_eq!(event_files(temporary.path()).len(), 1);
+    }
+
+    /// `/dev/full` is a disk that is always full.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_costs_the_events_and_one_warning() {
+        let temporary = tempfile::tempdir().unwrap();
+        let mut folder = RunFolder::create(&config(temporary.path()), false).unwrap();
+        folder.events = Some(EventFile::on(Path::new("/dev/full")).unwrap());
+        folder.record(&step(20)).unwrap();
+        let warning = folder.take_warning().unwrap();
+        assert!(warning.contains("/dev/full") && warning.contains("TensorBoard"), "{warning}");
+        folder.record(&step(40)).unwrap();
+        assert_eq!(folder.take_warning(), None);
+        assert_eq!(metrics::read(&folder.metrics_path()).unwrap().len(), 2);
+    }
 }

@@ -49,28 +49,31 @@ impl MetricsLog {
     }
 
     /// Opens the log of a run that goes on after `step` steps and `epochs` whole epochs, and takes out what it has beyond
-    /// them: steps that will be taken again, and what was measured at the end of an epoch that will end again.
+    /// them: steps that will be taken again, and what was measured at the end of an epoch that will end again. Every other
+    /// line stays as it is.
     ///
     /// # Errors
-    /// Those of [`read`], and a file that cannot be written.
+    /// [`Error::Io`] if it cannot be read or written, [`Error::Data`] naming the line that is not a record; then the log
+    /// is as it was.
     pub fn cut(path: &Path, step: u64, epochs: u32) -> Result<Self> {
-        let records = match read(path) {
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            records => records?,
+        let text = match std::fs::read_to_string(path) {
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound => String::new(),
+            text => text.map_err(|source| Error::io(path, source))?,
         };
-        let mut text = String::new();
-        for record in records {
+        let mut kept = String::with_capacity(text.len());
+        for line in lines(path, &text) {
+            let (line, record) = line?;
             let stays = match &record {
                 Record::Step(point) => point.step <= step,
                 Record::Eval(point) => point.epoch <= epochs,
                 Record::Prototypes(point) => point.epoch <= epochs,
             };
             if stays {
-                text += &serde_json::to_string(&record).map_err(|error| Error::io(path, error.into()))?;
-                text.push('\n');
+                kept.push_str(line);
+                kept.push('\n');
             }
         }
-        write_atomically(path, text.as_bytes())?;
+        write_atomically(path, kept.as_bytes())?;
         Self::open(path)
     }
 
@@ -91,21 +94,23 @@ impl MetricsLog {
 /// [`Error::Io`] if the file cannot be read, [`Error::Data`] naming the line that is not a record.
 pub fn read(path: &Path) -> Result<Vec<Record>> {
     let text = std::fs::read_to_string(path).map_err(|source| Error::io(path, source))?;
+    lines(path, &text).map(|line| Ok(line?.1)).collect()
+}
+
+/// The whole lines of a log, each with its record.
+fn lines<'a>(path: &'a Path, text: &'a str) -> impl Iterator<Item = Result<(&'a str, Record)>> {
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    whole
-        .lines()
-        .enumerate()
-        .map(|(index, line)| {
-            serde_json::from_str(line).map_err(|error| {
-                Error::data(
-                    format!("{}, line {}", path.display(), index + 1),
-                    format!("a line that is not a record ({error})"),
-                    "a JSON object with kind \"step\", \"eval\" or \"prototypes\"",
-                    "remove the line, or the file if it is not the log of a run",
-                )
-            })
-        })
-        .collect()
+    whole.lines().enumerate().map(move |(index, line)| {
+        let record = serde_json::from_str(line).map_err(|error| {
+            Error::data(
+                format!("{}, line {}", path.display(), index + 1),
+                format!("a line that is not a record ({error})"),
+                "a JSON object with kind \"step\", \"eval\" or \"prototypes\"",
+                "remove the line, or the file if it is not the log of a run",
+            )
+        })?;
+        Ok((line, record))
+    })
 }
 
 /// Adds what a log holds to a report.
@@ -246,6 +251,46 @@ mod tests {
         assert_eq!(read(&path).unwrap().len(), 1);
         MetricsLog::open(&path).unwrap().append(&step(40, 2.0)).unwrap();
         assert_eq!(read(&path).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn what_was_measured_later_is_cut_off() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        drop(MetricsLog::cut(&path, 40, 1).unwrap());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "");
+
+        let mut log = MetricsLog::open(&path).unwrap();
+        for record in [step(20, 3.0), step(40, 2.0), step(60, 1.0)].iter().chain(&records()[1..]) {
+            log.append(record).unwrap();
+        }
+        // A key that this version does not know stays where it is.
+        log.file
+            .write_all(b"{\"kind\":\"step\",\"step\":40,\"epoch\":1,\"loss\":1,\"lr\":1,\"new\":[1,  2]")
+            .unwrap();
+        log.file.write_all(b",\"images_per_second\":1,\"grad_norm\":1}\n{\"kind\":").unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        drop(MetricsLog::cut(&path, 40, 1).unwrap());
+        let left = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(left.lines().collect::<Vec<_>>(), [&lines[..2], &lines[3..6]].concat());
+        assert!(left.ends_with('\n') && left.contains("[1,  2]"));
+        // Within the epoch: what its end measured will be measured again.
+        MetricsLog::cut(&path, 20, 0).unwrap().append(&step(40, 2.5)).unwrap();
+        let left = read(&path).unwrap();
+        assert!(
+            matches!(&left[..], [Record::Step(a), Record::Step(b)] if (a.step, b.loss) == (20, 2.5)),
+            "{left:?}"
+        );
+    }
+
+    #[test]
+    fn a_log_that_is_none_is_not_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        std::fs::write(&path, "shopping list\n").unwrap();
+        assert!(MetricsLog::cut(&path, 40, 1).unwrap_err().to_string().contains("line 1"));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "shopping list\n");
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub mod stall;
 pub mod state;
 pub mod step;
 pub mod summary;
+pub mod tensorboard;
 pub mod trainer;
 
 pub use events::{Console, Observer, Silent};
@@ -112,6 +113,9 @@ pub fn run_on(
             RunFolder::create(&config, options.replace)?
         }
     };
+    if let Some(warning) = folder.take_warning() {
+        observer.message(&warning);
+    }
     let outcome = trainer.run(&mut folder, &options.stop, observer)?;
     if outcome.interrupted.is_none() {
         summary::report(&config, &trainer, &folder, &outcome)?.write(&folder.report_path())?;

@@ -229,6 +229,9 @@ impl Trainer {
         };
         folder.record(&Record::Prototypes(Box::new(prototypes.clone())))?;
         observer.epoch(epoch, progress.sums.mean_loss(), Some(&prototypes));
+        if let Some(warning) = folder.take_warning() {
+            observer.message(&warning);
+        }
         if last {
             // Before the last evaluation, so that nothing that happens there loses the run.
             self.model.save(&folder.weights_path(), step)?;

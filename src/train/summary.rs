@@ -1,5 +1,7 @@
 //! The report of a finished run.
 
+use std::path::Path;
+
 use crate::Result;
 use crate::config::Config;
 use crate::eval::verify::VerificationReport;
@@ -54,7 +56,7 @@ pub fn report(config: &Config, trainer: &Trainer, folder: &RunFolder, outcome: &
     .collect();
     for result in &outcome.evaluations {
         facts.push((
-            format!("Accuracy on {}", result.name),
+            format!("Accuracy on {}, last epoch", result.name),
             format!("{:.2} % +- {:.2}", 100.0 * result.accuracy, 100.0 * result.accuracy_std),
         ));
     }
@@ -67,11 +69,18 @@ pub fn report(config: &Config, trainer: &Trainer, folder: &RunFolder, outcome: &
         facts,
         rocs: outcome.evaluations.iter().map(roc).collect(),
         faces: face_sheet(trainer.model(), trainer.dataset().as_ref(), SHEET_FACES)?,
+        last_weights: name_of(&folder.weights_path()),
+        best_weights: name_of(&folder.best_path()),
         config_toml: config.to_toml()?,
         ..Report::default()
     };
     add_to_report(&mut report, metrics::read(&folder.metrics_path())?);
     Ok(report)
+}
+
+/// The name of a file, if it is there.
+fn name_of(path: &Path) -> Option<String> {
+    path.file_name().filter(|_| path.is_file()).map(|name| name.to_string_lossy().into_owned())
 }
 
 fn head_text(config: &Config) -> String {

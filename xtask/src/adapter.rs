@@ -1,14 +1,14 @@
 //! Is there a GPU adapter that wgpu can reach? On Linux a software one can be installed.
 
 use std::ffi::OsString;
-use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Result, bail};
 
-use crate::os_release::{OsRelease, Packages, packages};
-use crate::stage::{run, say};
+use crate::install::{install, instruction};
+use crate::os_release::{OsRelease, Wanted, packages};
+use crate::stage::say;
 
 /// The library that wgpu loads for Vulkan.
 const LOADER: &str = "libvulkan.so.1";
@@ -43,7 +43,7 @@ fn ensure_vulkan() -> Result<()> {
         );
     }
     let os = OsRelease::read();
-    let Some(packages) = packages(&os) else {
+    let Some(packages) = packages(&os, Wanted::VulkanDriver) else {
         bail!(
             "install the Vulkan loader ({LOADER}) and a Vulkan driver: the one of your GPU, or Mesa's software \
              driver lavapipe. Their packages on this system ({}) are not known",
@@ -51,64 +51,12 @@ fn ensure_vulkan() -> Result<()> {
         );
     };
     if !packages.automatic {
-        bail!("{}", instruction(packages));
+        bail!("install the driver of your GPU, or Mesa's software driver with `{}`", instruction(&packages));
     }
-    install(packages)?;
+    install(&packages)?;
     match Vulkan::find() {
         found if found.usable().is_some() => Ok(()),
         found => bail!("{} is installed, and yet: {}", packages.names.join(" "), found.missing()),
-    }
-}
-
-/// What the user can run to get the packages.
-fn instruction(packages: &Packages) -> String {
-    format!(
-        "install the driver of your GPU, or Mesa's software driver with `sudo {} {}`",
-        packages.command.join(" "),
-        packages.names.join(" ")
-    )
-}
-
-/// Runs apt-get as root: directly, or through sudo where that works.
-fn install(packages: &Packages) -> Result<()> {
-    let Some(prefix) = privilege() else {
-        bail!("installing needs root, and sudo is missing or asks for a password; {}", instruction(packages));
-    };
-    // A machine that has just started may still hold the lock for its own updates.
-    let apt = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-y", "-o", "DPkg::Lock::Timeout=300"];
-    let apt_get = |arguments: &[&str]| {
-        let mut words = prefix.iter().chain(&apt).chain(arguments);
-        let mut command = Command::new(words.next().copied().unwrap_or("env"));
-        command.args(words);
-        // With a bare `sudo` somebody is at the terminal and may have to type a password.
-        if prefix != ["sudo"] {
-            command.stdin(Stdio::null());
-        }
-        run(&mut command)
-    };
-    // One dead third-party source fails the update as a whole; the package may be there all the same.
-    if let Err(error) = apt_get(&["update", "-q"]) {
-        say(format_args!("going on with the package lists as they are: {error}"));
-    }
-    apt_get(&[&["install", "-q", "--no-install-recommends"], packages.names].concat())
-}
-
-/// The words in front of a command that must run as root, or `None` where that is not possible.
-fn privilege() -> Option<&'static [&'static str]> {
-    let user = Command::new("id").arg("-u").stdin(Stdio::null()).output().ok()?;
-    if user.stdout.trim_ascii() == b"0" {
-        return Some(&[]);
-    }
-    let sudo = |arguments: &[&str]| {
-        let output = Command::new("sudo").args(arguments).stdin(Stdio::null()).output();
-        output.is_ok_and(|output| output.status.success())
-    };
-    if sudo(&["-n", "true"]) {
-        Some(&["sudo", "-n"])
-    } else if std::io::stdin().is_terminal() && sudo(&["--version"]) {
-        Some(&["sudo"])
-    } else {
-        None
     }
 }
 
@@ -283,7 +231,7 @@ mod tests {
     #[test]
     fn the_instruction_is_a_command() {
         let os = OsRelease::parse("ID=fedora");
-        let text = instruction(packages(&os).unwrap());
-        assert!(text.contains("`sudo dnf install vulkan-loader mesa-vulkan-drivers`"), "{text}");
+        let text = instruction(&packages(&os, Wanted::VulkanDriver).unwrap());
+        assert!(text.contains("sudo dnf install vulkan-loader mesa-vulkan-drivers"), "{text}");
     }
 }

@@ -1,7 +1,9 @@
 //! `cargo xtask`: set-up, demo and tests, the same on Linux, macOS and Windows.
 
 mod adapter;
+mod browser;
 mod demo;
+mod install;
 mod os_release;
 mod stage;
 mod tally;
@@ -22,8 +24,9 @@ Commands:
   test            everything that a change must pass: formatting, clippy without a warning, all tests
   demo [ARGS...]  trains a small model on made-up faces and says where its report is; ARGS go to the
                   example mini_train (cargo xtask demo --help lists them)
-  setup           only makes sure that the Rust components and a GPU adapter are there; on Debian and
-                  Ubuntu without one it installs Mesa's software Vulkan driver
+  setup           only makes sure that the Rust components, a GPU adapter and a browser for the tests of
+                  reports are there; on Debian and Ubuntu it installs Mesa's software Vulkan driver and
+                  Chromium (or Google Chrome) where they are missing
   help            this text
 
 Exit codes: 0 done, 1 failed, 2 wrong usage.
@@ -71,10 +74,11 @@ fn workspace_root() -> PathBuf {
     package.parent().map_or_else(|| package.clone(), Path::to_path_buf)
 }
 
-/// What every command needs before it compiles anything: minutes of building are wasted otherwise.
+/// What the tests need before anything is compiled: minutes of building are wasted otherwise.
 fn set_up(stages: &mut Stages) -> Result<()> {
     stages.run("Rust components", toolchain::check)?;
-    stages.run("GPU adapter", adapter::ensure)
+    stages.run("GPU adapter", adapter::ensure)?;
+    stages.run("Browser", browser::ensure)
 }
 
 fn test(root: &Path) -> Result<()> {

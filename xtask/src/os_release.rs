@@ -1,4 +1,4 @@
-//! Which Linux distribution this is, and which of its packages bring a software Vulkan driver.
+//! Which Linux distribution this is, and which of its packages bring what is needed.
 
 /// The fields of `os-release` that say which distribution this is.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -51,41 +51,48 @@ fn unquote(value: &str) -> String {
     plain
 }
 
-/// How a distribution installs the Vulkan loader and Mesa's software driver (lavapipe).
+/// How a distribution installs something.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Packages {
     /// The command in front of the packages, to be run as root.
     pub command: &'static [&'static str],
-    /// The loader and the driver.
+    /// The packages.
     pub names: &'static [&'static str],
     /// Whether the set-up runs the command itself; elsewhere it only names it.
     pub automatic: bool,
 }
 
-const DEBIAN: Packages = Packages {
-    command: &["apt-get", "install"],
-    names: &["libvulkan1", "mesa-vulkan-drivers"],
-    automatic: true,
-};
-const FEDORA: Packages = Packages {
-    command: &["dnf", "install"],
-    names: &["vulkan-loader", "mesa-vulkan-drivers"],
-    automatic: false,
-};
-const ARCH: Packages =
-    Packages { command: &["pacman", "-S"], names: &["vulkan-icd-loader", "vulkan-swrast"], automatic: false };
-const ALPINE: Packages =
-    Packages { command: &["apk", "add"], names: &["vulkan-loader", "mesa-vulkan-swrast"], automatic: false };
+/// What may have to be installed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// The Vulkan loader and Mesa's software driver (lavapipe).
+    VulkanDriver,
+    /// A browser of the Chromium family.
+    Browser,
+}
+
+const APT: &[&str] = &["apt-get", "install"];
+const DNF: &[&str] = &["dnf", "install"];
+const PACMAN: &[&str] = &["pacman", "-S"];
+const APK: &[&str] = &["apk", "add"];
 
 /// The packages of this distribution, or of the first known one that it derives from.
-pub fn packages(os: &OsRelease) -> Option<&'static Packages> {
-    std::iter::once(&os.id).chain(&os.like).find_map(|id| match id.as_str() {
-        "debian" | "ubuntu" => Some(&DEBIAN),
-        "fedora" | "rhel" | "centos" => Some(&FEDORA),
-        "arch" => Some(&ARCH),
-        "alpine" => Some(&ALPINE),
-        _ => None,
-    })
+pub fn packages(os: &OsRelease, wanted: Wanted) -> Option<Packages> {
+    let (command, driver, browser): (_, &[&str], &[&str]) =
+        std::iter::once(&os.id).chain(&os.like).find_map(|id| match id.as_str() {
+            "debian" | "ubuntu" => Some((APT, &["libvulkan1", "mesa-vulkan-drivers"][..], &["chromium"][..])),
+            "fedora" | "rhel" | "centos" => {
+                Some((DNF, &["vulkan-loader", "mesa-vulkan-drivers"][..], &["chromium"][..]))
+            }
+            "arch" => Some((PACMAN, &["vulkan-icd-loader", "vulkan-swrast"][..], &["chromium"][..])),
+            "alpine" => Some((APK, &["vulkan-loader", "mesa-vulkan-swrast"][..], &["chromium"][..])),
+            _ => None,
+        })?;
+    let names = match wanted {
+        Wanted::VulkanDriver => driver,
+        Wanted::Browser => browser,
+    };
+    Some(Packages { command, names, automatic: command == APT })
 }
 
 #[cfg(test)]
@@ -104,21 +111,32 @@ mod tests {
         assert_eq!(OsRelease::parse(text), expected);
     }
 
+    fn choice(text: &str) -> Option<Packages> {
+        packages(&OsRelease::parse(text), Wanted::VulkanDriver)
+    }
+
     #[test]
     fn a_broken_file_gives_an_unknown_distribution() {
         assert_eq!(OsRelease::parse("ID=\"\nID_LIKE\n").id, "\"");
-        assert_eq!(packages(&OsRelease::parse("ID=\"\nID_LIKE\n")), None);
-        assert_eq!(packages(&OsRelease::default()), None);
+        assert_eq!(choice("ID=\"\nID_LIKE\n"), None);
+        assert_eq!(packages(&OsRelease::default(), Wanted::Browser), None);
     }
 
     #[test]
     fn derived_distributions_use_the_packages_of_their_origin() {
-        let choice = |text: &str| packages(&OsRelease::parse(text));
-        assert_eq!(choice("ID=debian"), Some(&DEBIAN));
-        assert_eq!(choice("ID=linuxmint\nID_LIKE=\"ubuntu debian\""), Some(&DEBIAN));
-        assert_eq!(choice("ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\""), Some(&FEDORA));
-        assert_eq!(choice("ID=manjaro\nID_LIKE=arch"), Some(&ARCH));
-        assert_eq!(choice("ID=alpine"), Some(&ALPINE));
-        assert_eq!(choice("ID=nixos"), None);
+        let command = |text: &str| choice(text).map(|packages| packages.command);
+        assert_eq!(command("ID=debian"), Some(APT));
+        assert_eq!(command("ID=linuxmint\nID_LIKE=\"ubuntu debian\""), Some(APT));
+        assert_eq!(command("ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\""), Some(DNF));
+        assert_eq!(command("ID=manjaro\nID_LIKE=arch"), Some(PACMAN));
+        assert_eq!(command("ID=alpine"), Some(APK));
+        assert_eq!(command("ID=nixos"), None);
+    }
+
+    #[test]
+    fn only_apt_is_run_without_asking() {
+        let debian = packages(&OsRelease::parse("ID=debian"), Wanted::Browser).unwrap();
+        assert_eq!(debian, Packages { command: APT, names: &["chromium"], automatic: true });
+        assert!(!packages(&OsRelease::parse("ID=fedora"), Wanted::Browser).unwrap().automatic);
     }
 }
