@@ -124,19 +124,32 @@ fn quoted(argument: &str) -> String {
     format!("'{}'", argument.replace('\'', "'\\''"))
 }
 
-/// Has Ctrl-C, and the signals by which systems end processes, ask the run to stop. A second one ends it at once: what was
-/// saved before stays.
+/// Has Ctrl-C, and the signal by which systems end processes, ask the run to stop. A second one ends it at once: what was
+/// saved before stays. The end of a terminal is left alone, so that `nohup` keeps its meaning.
 fn stop_on_signals(stop: Stop) {
-    let handler = move || {
+    let asked = move || {
         if stop.requested() {
             std::process::exit(130);
         }
         stop.request();
         note("stopping after this step, with a checkpoint; once more to end at once");
     };
-    if let Err(error) = ctrlc::set_handler(handler) {
+    if let Err(error) = on_signals(asked) {
         note(format_args!("warning: Ctrl-C will end the run at once, without a checkpoint ({error})"));
     }
+}
+
+#[cfg(unix)]
+fn on_signals(mut asked: impl FnMut() + Send + 'static) -> std::io::Result<()> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
+    let wait = move || signals.forever().for_each(|_| asked());
+    std::thread::Builder::new().name("epl-signals".to_owned()).spawn(wait).map(|_| ())
+}
+
+#[cfg(not(unix))]
+fn on_signals(asked: impl FnMut() + Send + 'static) -> Result<(), ctrlc::Error> {
+    ctrlc::set_handler(asked)
 }
 
 impl Display for Summary {
