@@ -217,9 +217,6 @@ fn prepare<'a>(
         decode::decode(&encoded, [1, 1], true, place)?;
         return Err(Error::data(place(), "a header that cannot be read", "an image", "replace or remove it"));
     };
-    if packing.skip_damaged && probe::is_cut_short(&encoded) {
-        return Err(Error::data(place(), "a JPEG that ends too early", "a whole one", "copy it again"));
-    }
     match packing.size {
         Some(size) if size != found.size => {
             let image = decode::decode(&encoded, size, true, place)?;

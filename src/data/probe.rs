@@ -39,22 +39,6 @@ pub fn probe(encoded: &[u8]) -> Option<Probe> {
     Some(Probe { format, size, grey, turned: orientation != Orientation::NoTransforms })
 }
 
-/// Whether `encoded` is a JPEG that ends before its picture does: decoders fill the rest with grey and say
-/// nothing.
-pub fn is_cut_short(encoded: &[u8]) -> bool {
-    const START: [u8; 2] = [0xff, 0xd8];
-    const SCAN: [u8; 2] = [0xff, 0xda];
-    const END: [u8; 2] = [0xff, 0xd9];
-    if !encoded.starts_with(&START) {
-        return false;
-    }
-    // Neither marker can occur inside a scan; a preview in the header has an end of its own, before the
-    // picture's scan.
-    let end = encoded.windows(2).rposition(|marker| marker == END);
-    let behind = end.and_then(|end| encoded.get(end + 2..));
-    behind.is_none_or(|behind| behind.windows(2).any(|marker| marker == SCAN))
-}
-
 /// The file name's extension for an encoded image.
 pub fn extension(encoded: &[u8]) -> Option<&'static str> {
     Some(match image::guess_format(encoded).ok()? {
@@ -102,14 +86,6 @@ mod tests {
             let bytes = bytes.into_inner();
             assert_eq!(probe(&bytes), Some(Probe { format, size: [4, 6], grey: false, turned: false }));
             assert_eq!(extension(&bytes), Some(expected));
-            assert!(!is_cut_short(&bytes));
-            if format == ImageFormat::Jpeg {
-                assert!(is_cut_short(&bytes[..bytes.len() - 1]) && is_cut_short(&bytes[..bytes.len() / 2]));
-                // A preview's end does not end the picture, and what follows the picture is no part of it.
-                let preview = [&bytes[..2], b"\xff\xda..\xff\xd9", &bytes[2..bytes.len() - 2]].concat();
-                assert!(is_cut_short(&preview));
-                assert!(!is_cut_short(&[&bytes[..], &[0; 40]].concat()));
-            }
         }
         let (grey, colour) = (b"P5 1 1 255\n\x07", b"P6 1 1 255\n\x07\x08\x09");
         assert!(probe(grey).unwrap().grey && !probe(colour).unwrap().grey);

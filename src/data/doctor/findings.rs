@@ -136,13 +136,6 @@ pub(super) fn of_pictures(report: &mut Report, looks: &[Look]) {
     };
     report.decoded = looks.iter().filter(|look| look.is_decoded()).count();
     report.add(
-        Severity::Error,
-        "truncated",
-        "JPEGs that end too early, whose lower part is decoded as grey",
-        "copy them again, or leave them out with `epl data pack --skip-damaged`",
-        those(Look::is_cut_short),
-    );
-    report.add(
         Severity::Warning,
         "blank",
         "images that show next to nothing",

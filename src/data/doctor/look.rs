@@ -25,7 +25,6 @@ const GREY_FLAG: u8 = 2;
 const BLANK_FLAG: u8 = 4;
 const TURNED: u8 = 8;
 const LABELLED: u8 = 16;
-const CUT_SHORT: u8 = 32;
 
 /// What is kept of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -47,7 +46,7 @@ impl Look {
         let mut look = Self::default();
         if let Ok(image) = decode(encoded, probe, &String::new) {
             look.fill(&image);
-            look.note(encoded, probe);
+            look.note(probe);
         }
         look
     }
@@ -87,11 +86,6 @@ impl Look {
         self.has(TURNED)
     }
 
-    /// Whether its file ends before it does.
-    pub fn is_cut_short(&self) -> bool {
-        self.has(CUT_SHORT)
-    }
-
     /// By how much red exceeds blue in its middle, from -128 to 127 in steps of two levels.
     pub fn tint(&self) -> i8 {
         self.tint
@@ -102,12 +96,9 @@ impl Look {
     }
 
     /// Notes what the file itself says, where it could be decoded.
-    pub(super) fn note(&mut self, encoded: &[u8], probe: Option<Probe>) {
+    pub(super) fn note(&mut self, probe: Option<Probe>) {
         if probe.is_some_and(|probe| probe.turned) {
             self.flags |= TURNED;
-        }
-        if probe::is_cut_short(encoded) {
-            self.flags |= CUT_SHORT;
         }
     }
 

@@ -128,7 +128,7 @@ fn look_at(stored: &dyn Stored, index: usize) -> (Look, Vec<Trouble>) {
             match look::decode(&encoded, probe, &|| stored.name(index)) {
                 Ok(image) => {
                     look.fill(&image);
-                    look.note(&encoded, probe);
+                    look.note(probe);
                 }
                 Err(error) => trouble(TroubleKind::Undecodable, error),
             }

@@ -111,11 +111,11 @@ fn every_fault_of_a_folder_is_named_once() {
         "structure: s5/deep",
         "structure: s6",
         "structure: s6/old.gif",
-        "truncated: s2/cut.jpg",
+        "undecodable: s2/cut.jpg",
         "undecodable: s2/text.png",
     ];
     assert_eq!(lines, expected);
-    let errors = ["structure", "undecodable", "size", "truncated", "label-conflict"];
+    let errors = ["structure", "undecodable", "size", "label-conflict"];
     for finding in &report.findings {
         assert_eq!(finding.severity == Severity::Error, errors.contains(&finding.kind), "{finding:?}");
     }
