@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use crate::interchange::files::rename;
 use crate::{Error, Result};
 
 /// A file under construction. Until [`Sealed::publish`] its place holds what it held before; dropped earlier,
@@ -90,7 +91,7 @@ impl Sealed {
     /// # Errors
     /// [`Error::Io`] naming the place.
     pub fn publish(mut self) -> Result<()> {
-        std::fs::rename(&self.0.aside, &self.0.path).map_err(|source| Error::io(&self.0.path, source))?;
+        rename(&self.0.aside, &self.0.path)?;
         self.0.published = true;
         Ok(())
     }

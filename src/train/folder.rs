@@ -1,5 +1,6 @@
 //! The folder of a run and the files in it.
 
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::Checkpoints;
@@ -17,6 +18,42 @@ pub struct RunFolder {
     events: Option<EventFile>,
     /// Something worth a line that has not been told yet.
     warning: Option<String>,
+    /// Whether the log waits for room on the disk.
+    waiting: bool,
+    _lock: RunLock,
+}
+
+/// Keeps two runs out of one folder.
+#[derive(Debug)]
+struct RunLock {
+    path: PathBuf,
+    /// Locked as long as it is open; `None` where the file system has no locks.
+    file: Option<File>,
+}
+
+impl RunLock {
+    fn take(folder: &Path) -> Result<Self> {
+        let path = folder.join("run.lock");
+        let options = File::options().create(true).truncate(false).write(true).open(&path);
+        let file = options.map_err(|source| Error::io(&path, source))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { path, file: Some(file) }),
+            Err(TryLockError::WouldBlock) => Err(Error::usage(
+                format!("{} is being written by another run", folder.display()),
+                "wait until it has ended, stop it, or choose another folder (train.out)",
+            )),
+            // Some network file systems have none: one more reason not to start two runs there.
+            Err(TryLockError::Error(_)) => Ok(Self { path, file: None }),
+        }
+    }
+}
+
+impl Drop for RunLock {
+    fn drop(&mut self) {
+        // First, so that it can be removed everywhere. What is left of it does no harm.
+        self.file = None;
+        drop(std::fs::remove_file(&self.path));
+    }
 }
 
 impl RunFolder {
@@ -26,6 +63,7 @@ impl RunFolder {
     pub fn create(config: &Config, replace: bool) -> Result<Self> {
         let path = config.train.out.clone();
         std::fs::create_dir_all(&path).map_err(|source| Error::io(&path, source))?;
+        let lock = RunLock::take(&path)?;
         let weights = path.join("model.safetensors");
         if weights.exists() {
             if !(replace && holds_run_on(&path, &config.data.train)) {
@@ -56,7 +94,7 @@ impl RunFolder {
         let log = path.join("metrics.jsonl");
         remove(&log)?;
         remove_event_files(&path)?;
-        Self::open(path, MetricsLog::open(&log)?, config, None)
+        Self::open(path, lock, MetricsLog::open(&log)?, config, None)
     }
 
     /// Opens the folder of an interrupted run that goes on after `step` steps and `epochs` whole epochs: what the log has
@@ -68,14 +106,21 @@ impl RunFolder {
     /// that is not a record.
     pub fn resume(config: &Config, step: u64, epochs: u32) -> Result<Self> {
         let path = config.train.out.clone();
+        let lock = RunLock::take(&path)?;
         let metrics = MetricsLog::cut(&path.join("metrics.jsonl"), step, epochs)?;
-        Self::open(path, metrics, config, Some(step))
+        Self::open(path, lock, metrics, config, Some(step))
     }
 
-    fn open(path: PathBuf, metrics: MetricsLog, config: &Config, resumed: Option<u64>) -> Result<Self> {
+    fn open(
+        path: PathBuf,
+        lock: RunLock,
+        metrics: MetricsLog,
+        config: &Config,
+        resumed: Option<u64>,
+    ) -> Result<Self> {
         let config = config.to_toml()?;
         write_atomically(&path.join("config.toml"), config.as_bytes())?;
-        let mut folder = Self { path, metrics, events: None, warning: None };
+        let mut folder = Self { path, metrics, events: None, warning: None, waiting: false, _lock: lock };
         let events = EventFile::create(&folder.path, &config, resumed);
         folder.events = folder.or_warn(events);
         Ok(folder)
@@ -87,12 +132,31 @@ impl RunFolder {
     /// [`Error::Io`] naming `metrics.jsonl`, if it could not be written. What TensorBoard shows is all in there as
     /// well, so an event file that cannot be written is given up with a [warning](Self::take_warning).
     pub fn record(&mut self, record: &Record) -> Result<()> {
-        self.metrics.append(record)?;
+        let written = self.metrics.append(record)?;
+        if !written && !self.waiting {
+            let log = self.metrics_path();
+            self.warning = Some(format!(
+                "warning: the disk has no room for {}; the log goes on when there is some",
+                log.display()
+            ));
+        }
+        self.waiting = !written;
         if let Some(mut events) = self.events.take() {
             let written = events.record(record);
             self.events = self.or_warn(written.map(|()| events));
         }
         Ok(())
+    }
+
+    /// Makes sure that everything logged is in its file, at the end of a run.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the log, where the disk still has no room for it.
+    pub fn finish(&mut self) -> Result<()> {
+        if self.metrics.flush()? {
+            return Ok(());
+        }
+        Err(Error::io(self.metrics_path(), std::io::ErrorKind::StorageFull.into()))
     }
 
     /// What went wrong since the last call without ending the run.
@@ -197,6 +261,7 @@ mod tests {
         assert_eq!(event_files(&out).len(), 2, "the events of the first part stay");
         assert!(!out.join("metrics.jsonl.partial").exists());
 
+        drop(folder);
         // A new run in the same folder starts with nothing; files of other programs are not its business.
         std::fs::write(out.join("events.out.tfevents.1700000000.host.1"), "").unwrap();
         drop(RunFolder::create(&config, false).unwrap());
@@ -218,6 +283,21 @@ mod tests {
         assert!(!folder.weights_path().exists() && !folder.best_path().exists());
         assert!(!folder.report_path().exists());
         assert_eq!(event_files(temporary.path()).len(), 1);
+    }
+
+    #[test]
+    fn two_runs_do_not_share_a_folder() {
+        let temporary = tempfile::tempdir().unwrap();
+        let config = config(temporary.path());
+        let folder = RunFolder::create(&config, false).unwrap();
+        for second in [RunFolder::create(&config, true), RunFolder::resume(&config, 0, 0)] {
+            let error = second.err().unwrap();
+            assert!(error.to_string().contains("being written by another run"), "{error}");
+            assert_eq!(error.exit_code(), 2);
+        }
+        drop(folder);
+        assert!(!temporary.path().join("run.lock").exists());
+        drop(RunFolder::resume(&config, 0, 0).unwrap());
     }
 
     /// `/dev/full` is a disk that is always full.

@@ -1,7 +1,7 @@
 //! `metrics.jsonl`: what a run measured, one JSON object a line, for the report and for other programs.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,8 @@ pub enum Record {
 pub struct MetricsLog {
     path: PathBuf,
     file: File,
+    /// What a full disk had no room for yet.
+    pending: Vec<u8>,
 }
 
 impl MetricsLog {
@@ -45,7 +47,7 @@ impl MetricsLog {
             file.set_len(whole as u64).map_err(at)?;
             file.seek(SeekFrom::End(0)).map_err(at)?;
         }
-        Ok(Self { path: path.to_path_buf(), file })
+        Ok(Self { path: path.to_path_buf(), file, pending: Vec::new() })
     }
 
     /// Opens the log of a run that goes on after `step` steps and `epochs` whole epochs, and takes out what it has beyond
@@ -57,7 +59,7 @@ impl MetricsLog {
     /// is as it was.
     pub fn cut(path: &Path, step: u64, epochs: u32) -> Result<Self> {
         let text = match std::fs::read_to_string(path) {
-            Err(source) if source.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(source) if source.kind() == ErrorKind::NotFound => String::new(),
             text => text.map_err(|source| Error::io(path, source))?,
         };
         let mut kept = String::with_capacity(text.len());
@@ -77,15 +79,40 @@ impl MetricsLog {
         Self::open(path)
     }
 
-    /// Appends a line. Values that are not finite become `null`.
+    /// Appends a line. Values that are not finite become `null`. Returns whether everything is in the file: what a full disk
+    /// has no room for is kept, and written with a later line.
     ///
     /// # Errors
-    /// [`Error::Io`] naming the log's path.
-    pub fn append(&mut self, record: &Record) -> Result<()> {
-        let mut line = serde_json::to_string(record).map_err(|error| Error::io(&self.path, error.into()))?;
-        line.push('\n');
-        self.file.write_all(line.as_bytes()).map_err(|source| Error::io(&self.path, source))
+    /// [`Error::Io`] naming the log's path, but for a full disk.
+    pub fn append(&mut self, record: &Record) -> Result<bool> {
+        let line = serde_json::to_string(record).map_err(|error| Error::io(&self.path, error.into()))?;
+        self.pending.extend_from_slice(line.as_bytes());
+        self.pending.push(b'\n');
+        self.flush()
     }
+
+    /// Writes what is kept. Returns whether everything is in the file.
+    ///
+    /// # Errors
+    /// As [`Self::append`].
+    pub fn flush(&mut self) -> Result<bool> {
+        while !self.pending.is_empty() {
+            match self.file.write(&self.pending) {
+                Ok(0) => return Err(Error::io(&self.path, ErrorKind::WriteZero.into())),
+                // Part of a line may have found room: the rest goes behind it.
+                Ok(written) => drop(self.pending.drain(..written)),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if is_full(&error) => return Ok(false),
+                Err(source) => return Err(Error::io(&self.path, source)),
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Whether a write failed for want of room.
+fn is_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
 }
 
 /// Reads a log. A last line without a line break is what a crash leaves, and is passed over.
@@ -291,6 +318,28 @@ mod tests {
         std::fs::write(&path, "shopping list\n").unwrap();
         assert!(MetricsLog::cut(&path, 40, 1).unwrap_err().to_string().contains("line 1"));
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "shopping list\n");
+    }
+
+    /// `/dev/full` is a disk that is always full.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_a_full_disk_has_no_room_for_is_written_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut log = MetricsLog::open(&path).unwrap();
+        assert!(log.append(&step(20, 3.0)).unwrap());
+        let disk =
+            std::mem::replace(&mut log.file, OpenOptions::new().write(true).open("/dev/full").unwrap());
+        for done in [40, 60] {
+            assert!(!log.append(&step(done, 3.0)).unwrap());
+        }
+        log.file = disk;
+        assert!(log.append(&step(80, 3.0)).unwrap());
+        let steps = read(&path).unwrap().into_iter().map(|record| match record {
+            Record::Step(point) => point.step,
+            other => panic!("{other:?}"),
+        });
+        assert!(steps.eq([20, 40, 60, 80]));
     }
 
     #[test]

@@ -168,6 +168,7 @@ impl Trainer {
                 }
             };
         }
+        around.folder.finish()?;
         around.observer.end();
         Ok(outcome)
     }
@@ -357,6 +358,9 @@ impl Trainer {
             // The last step always, so that every run has a line of its steps.
             if point.step.is_multiple_of(self.config.train.log_every.max(1)) || point.step == progress.total {
                 folder.record(&Record::Step(point))?;
+                if let Some(warning) = folder.take_warning() {
+                    observer.message(&warning);
+                }
                 progress.logged();
             }
         }
