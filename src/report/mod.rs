@@ -16,9 +16,7 @@ use std::path::Path;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 pub use noise::{NoiseRow, NoiseSheet, OtherPrototype, Portrait};
-pub use points::{
-    EvalPoint, FaceRow, NearestPrototype, PERCENTILES, Percentiles, PrototypePoint, RocCurve, StepPoint,
-};
+pub use points::{EvalPoint, FaceRow, NearestPrototype, PERCENTILES, Percentiles, PrototypePoint, StepPoint};
 
 pub use verification::{BestEvaluation, best_evaluation};
 
@@ -35,8 +33,6 @@ pub struct Report {
     pub steps: Vec<StepPoint>,
     /// The evaluations, in order; several sets at the same step are several points.
     pub evals: Vec<EvalPoint>,
-    /// A curve a verification set, of the final weights.
-    pub rocs: Vec<RocCurve>,
     /// What the prototypes did, a point an epoch.
     pub prototypes: Vec<PrototypePoint>,
     /// Sample faces and their nearest prototypes.

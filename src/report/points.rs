@@ -60,6 +60,9 @@ pub struct EvalPoint {
     /// Squared distance of two normalised embeddings below which a pair is taken for one person.
     #[serde(deserialize_with = "null_is_nan")]
     pub threshold: f64,
+    /// The ROC curve, thinned to what can be seen: false-accept rate and true-accept rate, ascending.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub roc: Vec<(f64, f64)>,
 }
 
 /// The percentiles that are logged and drawn.
@@ -121,15 +124,6 @@ pub struct PrototypePoint {
     /// Classes of which the run has not seen a sample so far.
     #[serde(default)]
     pub classes_unvisited: Option<u64>,
-}
-
-/// The receiver operating characteristic of a verification set.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RocCurve {
-    /// Name of the set.
-    pub set: String,
-    /// False-accept rate and true-accept rate, both fractions, in ascending order of the former.
-    pub points: Vec<(f64, f64)>,
 }
 
 /// A face and the prototypes that its embedding is nearest to.

@@ -26,6 +26,7 @@ fn full() -> Report {
             auc: 0.99,
             eer: 0.02,
             threshold: 1.4,
+            roc: vec![(0.0, 0.5), (0.01, 0.9), (1.0, 1.0)],
         })
     });
     let prototypes = (1..=4).map(|epoch| PrototypePoint {
@@ -55,7 +56,6 @@ fn full() -> Report {
         facts: vec![("Device".to_owned(), "a <GPU>".to_owned())],
         steps: steps.collect(),
         evals: evals.collect(),
-        rocs: vec![RocCurve { set: "lfw".to_owned(), points: vec![(0.0, 0.5), (0.01, 0.9), (1.0, 1.0)] }],
         prototypes: prototypes.collect(),
         faces: vec![FaceRow { face, name: "s1".to_owned(), nearest: vec![nearest] }],
         last_weights: Some("model.safetensors".to_owned()),
@@ -85,7 +85,7 @@ fn every_part_is_there() {
         "aria-label=\"Threshold\"",
         "<code>model_best.safetensors</code>",
         "aria-label=\"Accuracy\"",
-        "aria-label=\"Receiver operating characteristic\"",
+        "aria-label=\"Receiver operating characteristic, lfw\"",
         "aria-label=\"cos(x, W)\"",
         "aria-label=\"cos(x, Q)\"",
         "aria-label=\"Adaptive margin\"",
@@ -147,7 +147,7 @@ fn values_that_are_not_finite_break_nothing() {
         (point.drift_degrees, point.hard_share, point.hard_cosine) = (value, value, value);
         point.cos_weight_percentiles = Some([value; 5]);
     }
-    report.rocs[0].points.extend([(f64::NAN, 0.5), (0.5, f64::NAN)]);
+    report.evals[0].roc.extend([(f64::NAN, 0.5), (0.5, f64::NAN)]);
     report.faces[0].nearest[0].cosine = f64::NAN;
     let html = report.render();
     assert!(html.contains("The loss of 30 of 400 logged steps was not finite"));

@@ -66,6 +66,9 @@ fn last_of_each_set(evals: &[EvalPoint], of: impl Fn(&EvalPoint) -> bool) -> Vec
     names.into_iter().filter_map(|name| evals.iter().rfind(|point| point.set == name && of(point))).collect()
 }
 
+/// Most curves behind those of the best and the last epoch.
+const FAINT_CURVES: usize = 12;
+
 impl Report {
     /// Best and last results, accuracy and the other figures over the run, ROC curves.
     pub(super) fn verification(&self) -> Markup {
@@ -86,10 +89,14 @@ impl Report {
                     }
                 }
             }
-            @if self.rocs.iter().all(|curve| curve.points.is_empty()) {
+            @let charts = self.roc_charts();
+            @if charts.is_empty() {
                 p.missing { "No ROC curve was recorded." }
             } @else {
-                div.card { h3 { "Receiver operating characteristic" } (self.roc_chart().render(Width::Full)) }
+                @let width = if charts.len() == 1 { Width::Full } else { Width::Half };
+                div.pair[charts.len() > 1] {
+                    @for chart in charts { div.card { h3 { (chart.title) } (chart.render(width)) } }
+                }
             }
         }
     }
@@ -181,30 +188,45 @@ impl Report {
         html! { @if measured { div.card { h3 { (title) } (chart.render(Width::Half)) } } }
     }
 
-    fn roc_chart(&self) -> Chart {
-        let all = || self.rocs.iter().flat_map(|curve| curve.points.iter());
-        let smallest = all().map(|point| point.0).filter(|far| *far > 0.0).fold(0.1, f64::min);
-        // The decade below the smallest rate, which is where a rate of 0 goes; at most eight decades are shown.
-        let low = 10_f64.powf(smallest.max(1e-8).log10().floor());
-        let names = set_names(self.rocs.iter().map(|curve| curve.set.as_str()));
-        let series = self
-            .rocs
-            .iter()
-            .map(|curve| {
-                let points = curve.points.iter().map(|&(far, tar)| (far.max(low), 100.0 * tar)).collect();
-                let colour = names.iter().position(|name| *name == curve.set).unwrap_or(0);
-                Series { stepped: true, ..Series::line(&curve.set, colour, points) }
+    /// A chart a set: the curves of the last epoch and of the best one, and those of others behind them.
+    fn roc_charts(&self) -> Vec<Chart> {
+        let names = set_names(self.evals.iter().map(|point| point.set.as_str()));
+        let best = best_evaluation(&self.evals).map(|best| best.step);
+        let charts = names.into_iter().filter_map(|set| {
+            let of_set: Vec<&EvalPoint> =
+                self.evals.iter().filter(|point| point.set == set && !point.roc.is_empty()).collect();
+            let last = of_set.last()?.step;
+            let smallest = of_set.iter().flat_map(|point| point.roc.iter().map(|rates| rates.0));
+            let smallest = smallest.filter(|far| *far > 0.0).fold(0.1, f64::min);
+            // The decade below the smallest rate, which is where a rate of 0 goes; at most eight decades are shown.
+            let low = 10_f64.powf(smallest.max(1e-8).log10().floor());
+            // Not so many that they hide each other.
+            let every = of_set.len().div_ceil(FAINT_CURVES);
+            let shown = of_set.iter().enumerate().filter(|(index, point)| {
+                index % every == 0 || point.step == last || Some(point.step) == best
+            });
+            let series = shown.map(|(_, point)| {
+                let points = point.roc.iter().map(|&(far, tar)| (far.max(low), 100.0 * tar)).collect();
+                let (which, colour) = match (point.step == last, Some(point.step) == best) {
+                    (true, true) => (", best and last", 0),
+                    (true, false) => (", last", 0),
+                    (false, true) => (", best", 1),
+                    (false, false) => ("", 2),
+                };
+                let line = Series::line(format!("epoch {}{which}", point.epoch), colour, points);
+                Series { stepped: true, faint: colour == 2, ..line }
+            });
+            Some(Chart {
+                title: format!("Receiver operating characteristic, {set}"),
+                x: Axis { spacing: Spacing::Log, ends: Some((low, 1.0)), ..Axis::linear("FAR") },
+                y: Axis::linear("TAR, %").possible(0.0, 100.0),
+                height: 340.0,
+                bands: Vec::new(),
+                marks: Vec::new(),
+                series: series.collect(),
             })
-            .collect();
-        Chart {
-            title: "Receiver operating characteristic".to_owned(),
-            x: Axis { spacing: Spacing::Log, ends: Some((low, 1.0)), ..Axis::linear("FAR") },
-            y: Axis::linear("TAR, %").possible(0.0, 100.0),
-            height: 340.0,
-            bands: Vec::new(),
-            marks: Vec::new(),
-            series,
-        }
+        });
+        charts.collect()
     }
 }
 
@@ -259,6 +281,7 @@ mod tests {
             auc: 0.9,
             eer: 0.1,
             threshold: 1.5,
+            roc: Vec::new(),
         }
     }
 
@@ -315,14 +338,18 @@ mod tests {
     }
 
     #[test]
-    fn rates_of_zero_are_at_the_left_edge_of_the_roc() {
-        let points = vec![(0.0, 0.5), (0.002, 0.8), (1.0, 1.0)];
-        let report = Report {
-            rocs: vec![super::super::RocCurve { set: "lfw".to_owned(), points }],
-            ..Report::default()
-        };
-        let chart = report.roc_chart();
+    fn every_evaluation_has_its_roc_and_rates_of_zero_are_at_the_left_edge() {
+        let roc = vec![(0.0, 0.5), (0.002, 0.8), (1.0, 1.0)];
+        let evals = [(1, 0.5), (2, 0.9), (3, 0.7)];
+        let evals =
+            evals.map(|(epoch, accuracy)| EvalPoint { roc: roc.clone(), ..eval(epoch, "lfw", accuracy) });
+        let report = Report { evals: evals.into(), ..Report::default() };
+        let charts = report.roc_charts();
+        let [chart] = charts.as_slice() else { panic!("a chart a set") };
         assert_eq!(chart.x.ends, Some((0.001, 1.0)));
         assert_eq!(chart.series[0].points[0], (0.001, 50.0));
+        let names: Vec<(&str, bool)> =
+            chart.series.iter().map(|series| (series.name.as_str(), series.faint)).collect();
+        assert_eq!(names, [("epoch 1", true), ("epoch 2, best", false), ("epoch 3, last", false)]);
     }
 }

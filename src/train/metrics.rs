@@ -182,6 +182,7 @@ mod tests {
                 auc: 0.999,
                 eer: 0.01,
                 threshold: 1.5,
+                roc: Vec::new(),
             }),
             Record::Prototypes(Box::new(PrototypePoint {
                 step: 40,

@@ -206,6 +206,7 @@ fn records_become_scalars_at_their_step() {
         auc: 0.875,
         eer: 0.25,
         threshold: f64::NAN,
+        roc: Vec::new(),
     }))
     .unwrap();
     let events = read(&file).split_off(2);
