@@ -66,7 +66,7 @@ impl Place {
         let log = std::fs::read_to_string(self.path(name).join("metrics.jsonl")).unwrap();
         let record = |line: &str| {
             let mut record: serde_json::Value = serde_json::from_str(line).unwrap();
-            for timed in ["images_per_second", "data_wait"] {
+            for timed in ["images_per_second", "data_wait", "device_wait"] {
                 record.as_object_mut().unwrap().remove(timed);
             }
             record

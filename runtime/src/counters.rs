@@ -11,6 +11,7 @@ pub struct Counters {
     pub(crate) submits: AtomicU64,
     pub(crate) waits: AtomicU64,
     pub(crate) throttles: AtomicU64,
+    pub(crate) waited_nanoseconds: AtomicU64,
 }
 
 /// The counters at one moment.
@@ -28,6 +29,8 @@ pub struct CounterSnapshot {
     pub waits: u64,
     /// Blocking waits for a submission several steps back, because that many steps are already queued.
     pub throttles: u64,
+    /// Time in all of these waits.
+    pub waited_nanoseconds: u64,
 }
 
 impl Counters {
@@ -44,6 +47,7 @@ impl Counters {
             submits: get(&self.submits),
             waits: get(&self.waits),
             throttles: get(&self.throttles),
+            waited_nanoseconds: get(&self.waited_nanoseconds),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! The GPU: choice of adapter, limits, features, buffers and pipelines. Knows kernels, no ops.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::caps::{Caps, SubgroupSizes};
 use crate::counters::{CounterSnapshot, Counters};
@@ -259,6 +260,11 @@ impl Device {
         self.counters.snapshot()
     }
 
+    /// How long the host has waited for the device so far.
+    pub fn waited(&self) -> Duration {
+        Duration::from_nanos(self.counters.snapshot().waited_nanoseconds)
+    }
+
     /// wgpu's own count of live objects: (buffers, bind groups, device memory allocations).
     pub fn live_objects(&self) -> (isize, isize, isize) {
         let hal = self.device.get_internal_counters().hal;
@@ -410,7 +416,11 @@ impl Device {
     /// Waits until `submission` (or everything) is done.
     pub(crate) fn wait(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
         let limit = wgpu::PollType::Wait { submission_index: submission, timeout: Some(WAIT_LIMIT) };
-        self.device.poll(limit).map_err(|error| Error::gpu(error.to_string()))?;
+        let started = Instant::now();
+        let polled = self.device.poll(limit).map_err(|error| Error::gpu(error.to_string()));
+        let waited = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.counters.waited_nanoseconds.fetch_add(waited, Ordering::Relaxed);
+        polled?;
         self.check()
     }
 

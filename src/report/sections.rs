@@ -203,6 +203,8 @@ mod tests {
             grad_norm: 1.0,
             loss_scale: 1.0,
             data_wait: 0.0,
+
+            device_wait: 0.9,
             skipped: 0,
         };
         Report { steps: rates.enumerate().map(point).collect(), ..Report::default() }

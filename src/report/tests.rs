@@ -13,6 +13,8 @@ fn full() -> Report {
         grad_norm: 1.5,
         loss_scale: 1024.0,
         data_wait: 0.07,
+
+        device_wait: 0.9,
         skipped: 3,
     });
     let evals = (1..=4).flat_map(|epoch| {

@@ -196,6 +196,8 @@ mod tests {
             grad_norm: 1.0,
             loss_scale: 1.0,
             data_wait: 0.05,
+
+            device_wait: 0.9,
             skipped: 0,
         };
         // A resumed run: what was done before says nothing about the pace.

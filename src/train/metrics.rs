@@ -165,6 +165,8 @@ mod tests {
             grad_norm: f64::NAN,
             loss_scale: 1.0,
             data_wait: 0.0,
+
+            device_wait: 0.9,
             skipped: 0,
         })
     }
@@ -213,7 +215,7 @@ mod tests {
         let mut log = MetricsLog::open(&path).unwrap();
         let mut expected = Vec::new();
         for (record, keys) in records().iter().zip([
-            "data_wait epoch grad_norm images_per_second kind loss loss_scale lr skipped step",
+            "data_wait device_wait epoch grad_norm images_per_second kind loss loss_scale lr skipped step",
             "accuracy accuracy_std auc eer epoch kind set step tar_at_far_1e-3 threshold",
             "adaptive_margin adaptive_margin_percentiles angle_degrees angle_degrees_percentiles \
              classes_unvisited cos_before_update cos_before_update_percentiles cos_empirical \

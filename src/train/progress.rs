@@ -55,6 +55,10 @@ pub(super) struct Progress {
     pub(super) logged_images: usize,
     /// Time since the last line in which the loader was waited for.
     pub(super) waited: Duration,
+    /// How long the device had been waited for when the last line was logged, without the waits while the clock stood still.
+    pub(super) device_waited: Duration,
+    /// How long it had been waited for when the clock was stopped.
+    device_waited_at_stop: Duration,
     hard_cosine: f64,
 }
 
@@ -88,6 +92,8 @@ impl Progress {
             stopped: Some(now),
             logged_images: 0,
             waited: Duration::ZERO,
+            device_waited: Duration::ZERO,
+            device_waited_at_stop: Duration::ZERO,
             hard_cosine,
         }
     }
@@ -104,24 +110,27 @@ impl Progress {
         self.train_seconds = state.train_seconds;
     }
 
-    /// Lets the clock run, for training and throughput.
-    pub(super) fn start_clock(&mut self) {
+    /// Lets the clock run, for training and throughput. The device has been waited for `device_waited` in all.
+    pub(super) fn start_clock(&mut self, device_waited: Duration) {
         let now = Instant::now();
         if let Some(stopped) = self.stopped.take() {
             self.logged_at += now.duration_since(stopped);
+            self.device_waited += device_waited.saturating_sub(self.device_waited_at_stop);
         }
         self.started = now;
     }
 
     /// Stops the clock, for work that is not training.
-    pub(super) fn stop_clock(&mut self) {
+    pub(super) fn stop_clock(&mut self, device_waited: Duration) {
         let now = Instant::now();
         self.train_seconds += now.duration_since(self.started).as_secs_f64();
         self.stopped = Some(now);
+        self.device_waited_at_stop = device_waited;
     }
 
     /// A line was logged.
-    pub(super) fn logged(&mut self) {
+    pub(super) fn logged(&mut self, device_waited: Duration) {
+        self.device_waited = device_waited;
         self.logged_at = Instant::now();
         self.logged_images = 0;
         self.waited = Duration::ZERO;

@@ -183,7 +183,7 @@ impl Trainer {
         let steps_per_epoch = self.loader.batches_per_epoch() as u64;
         let every = self.config.train.checkpoint_every;
         // The time between epochs goes to evaluation, and is no throughput.
-        progress.start_clock();
+        progress.start_clock(self.device.waited());
         while progress.submitted < progress.total && progress.batch < steps_per_epoch {
             let asked = Instant::now();
             let Some(batch) = batches.next() else { break };
@@ -196,19 +196,19 @@ impl Trainer {
             let ends_epoch = progress.batch == steps_per_epoch || progress.submitted == progress.total;
             if around.stop.requested() {
                 self.collect(true, progress, around)?;
-                progress.stop_clock();
+                progress.stop_clock(self.device.waited());
                 return Ok(Epoch::Interrupted);
             }
             // The end of an epoch has a checkpoint of its own.
             if every > 0 && progress.submitted.is_multiple_of(every) && !ends_epoch {
                 self.collect(true, progress, around)?;
-                progress.stop_clock();
+                progress.stop_clock(self.device.waited());
                 self.try_checkpoint(progress, around);
-                progress.start_clock();
+                progress.start_clock(self.device.waited());
             }
         }
         self.collect(true, progress, around)?;
-        progress.stop_clock();
+        progress.stop_clock(self.device.waited());
         Ok(Epoch::Whole)
     }
 
@@ -352,6 +352,8 @@ impl Trainer {
                 grad_norm: f64::from(result.grad_norm),
                 loss_scale: 1.0,
                 data_wait: progress.waited.as_secs_f64() / seconds,
+                device_wait: self.device.waited().saturating_sub(progress.device_waited).as_secs_f64()
+                    / seconds,
                 skipped: progress.skipped,
             };
             observer.step(&point);
@@ -361,7 +363,7 @@ impl Trainer {
                 if let Some(warning) = folder.take_warning() {
                     observer.message(&warning);
                 }
-                progress.logged();
+                progress.logged(self.device.waited());
             }
         }
         Ok(())

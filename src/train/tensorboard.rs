@@ -132,6 +132,7 @@ fn of_step(point: &StepPoint) -> Vec<Value> {
     values.push(scalar("train/epoch", f64::from(point.epoch)));
     values.extend(measured("train/images_per_second", point.images_per_second));
     values.extend(measured("train/data_wait", point.data_wait));
+    values.extend(measured("train/device_wait", point.device_wait));
     values
 }
 

@@ -50,6 +50,8 @@ fn report() -> Report {
         grad_norm: 1.5,
         loss_scale: 1024.0 * (1 + index / 100) as f64,
         data_wait: 0.01 * (index % 10) as f64,
+
+        device_wait: 0.9,
         skipped: index / 100,
     });
     let evals = (1..=4).flat_map(|epoch| {

@@ -129,6 +129,8 @@ fn step_point() -> StepPoint {
         grad_norm: f64::NAN,
         loss_scale: 1024.0,
         data_wait: 0.25,
+
+        device_wait: 0.9,
         skipped: 2,
     }
 }
@@ -219,6 +221,7 @@ fn records_become_scalars_at_their_step() {
         ("train/epoch", 1.0),
         ("train/images_per_second", 250.0),
         ("train/data_wait", 0.25),
+        ("train/device_wait", 0.9),
     ]
     .map(|(tag, value)| (tag.to_owned(), value))
     .to_vec();
