@@ -1,5 +1,5 @@
 // What a step's gradient is multiplied by: min(1, max_norm / (norm + 1e-6)), as in PyTorch's clip_grad_norm_, or 0, which
-// the optimisers take for "leave everything as it is", where the step has anything that is not finite. `halted` counts
+// the optimisers take for "leave everything as it is", where the step has anything that is not finite, its norm included. `halted` counts
 // such things over the steps; where it latches, no step after the first bad one is taken. One invocation.
 
 struct Params {
@@ -18,9 +18,11 @@ struct Params {
 fn main() {
     let before = halted[0];
     let now = nonfinite[0];
+    // By its bits: a test on floats may be folded away by a compiler that assumes that there are no NaNs.
+    let infinite = (bitcast<u32>(norm[0]) & 0x7f800000u) == 0x7f800000u;
     // The largest number stays: a sum that wraps around would read as "none".
-    halted[0] = before + min(now, 0xffffffffu - before);
-    let halts = now > 0u || (params.latch != 0u && before > 0u);
+    halted[0] = before + min(select(now, 1u, infinite && now == 0u), 0xffffffffu - before);
+    let halts = now > 0u || infinite || (params.latch != 0u && before > 0u);
     var wanted = 1.0;
     if params.max_norm > 0.0 {
         wanted = params.max_norm / (norm[0] + 1e-6);

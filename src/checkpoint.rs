@@ -22,6 +22,10 @@ const MANIFEST: &str = "manifest.json";
 const FORMAT: u32 = 1;
 /// What ends the name of a folder that is being written or removed.
 const PARTIAL: &str = ".partial";
+/// What ends the name of a checkpoint in whose place another one is put.
+const REPLACED: &str = ".replaced.partial";
+/// What ends the name of a checkpoint that was found to be damaged.
+const DAMAGED: &str = ".damaged";
 
 /// What a manifest holds. The body is what the run says of itself.
 #[derive(Debug, Serialize, Deserialize)]
@@ -68,6 +72,8 @@ pub struct Checkpoint<T> {
     pub folder: PathBuf,
     /// Steps done.
     pub step: u64,
+    /// The program that wrote it, with its version.
+    pub producer: String,
     /// What the run said of itself.
     pub body: T,
     /// The tensors.
@@ -99,14 +105,15 @@ impl Checkpoints {
         let done = self.path(step);
         let partial = self.partial(step);
         let written = self.write_aside(step, body, state, &partial).and_then(|()| {
-            let replaced = self.folder.join(format!("{}.replaced{PARTIAL}", name(step)));
+            let replaced = self.folder.join(format!("{}{REPLACED}", name(step)));
             if done.exists() {
                 remove(&replaced)?;
                 rename(&done, &replaced)?;
             }
-            rename(&partial, &done)?;
-            remove(&replaced)
+            // Between the two there is none of that name: `recover` puts the old one back.
+            rename(&partial, &done)
         });
+        let written = written.and_then(|()| self.recover()).inspect_err(|_| drop(self.recover()));
         match written {
             Ok(()) => Ok(done),
             Err(error) => {
@@ -126,10 +133,16 @@ impl Checkpoints {
     ) -> Result<()> {
         let at = |source| Error::io(partial, source);
         remove(partial)?;
-        std::fs::create_dir_all(partial).map_err(at)?;
+        if !self.folder.exists() {
+            std::fs::create_dir_all(&self.folder).map_err(at)?;
+            // The names that lead to a checkpoint have to be as durable as it is.
+            let above = [self.folder.parent(), self.folder.parent().and_then(Path::parent)];
+            above.into_iter().flatten().try_for_each(sync_folder).map_err(at)?;
+        }
+        std::fs::create_dir(partial).map_err(at)?;
         let (state_bytes, state_sha256) = state(&partial.join(STATE))?;
         let body = serde_json::to_value(body).map_err(|error| at(error.into()))?;
-        let producer = format!("epl {}", env!("CARGO_PKG_VERSION"));
+        let producer = producer();
         let mut manifest = Manifest {
             format: FORMAT,
             producer,
@@ -145,11 +158,23 @@ impl Checkpoints {
         sync_folder(partial).map_err(at)
     }
 
+    /// Puts a checkpoint back that was to be replaced when the process ended.
+    fn recover(&self) -> Result<()> {
+        for entry in self.entries()? {
+            if let Some(whole) = entry.strip_suffix(REPLACED) {
+                let (replaced, whole) = (self.folder.join(&entry), self.folder.join(whole));
+                if whole.exists() { remove(&replaced)? } else { rename(&replaced, &whole)? }
+            }
+        }
+        Ok(())
+    }
+
     /// Removes all but the newest `keep` checkpoints, and what an end of the process in the middle left behind.
     ///
     /// # Errors
     /// Where something cannot be removed.
     pub fn prune(&self, keep: usize) -> Result<()> {
+        self.recover()?;
         for leftover in self.entries()?.into_iter().filter(|name| name.ends_with(PARTIAL)) {
             remove(&self.folder.join(leftover))?;
         }
@@ -170,19 +195,28 @@ impl Checkpoints {
         Ok(!self.steps()?.is_empty())
     }
 
-    /// The newest checkpoint that is whole; `None` where there is none at all. Those that are damaged are handed to
-    /// `damaged`, and passed over.
+    /// The newest checkpoint that is whole; `None` where there is none at all. Newer ones that are damaged are handed to
+    /// `damaged` and renamed, so that they are no checkpoints any more.
     ///
     /// # Errors
-    /// Where all that there are, are damaged.
+    /// Where all that there are, are damaged; then all keep their names.
     pub fn newest<T: DeserializeOwned>(
         &self,
         mut damaged: impl FnMut(&Error),
     ) -> Result<Option<Checkpoint<T>>> {
+        self.recover()?;
         let steps = self.steps()?;
-        for &step in &steps {
+        for (index, &step) in steps.iter().enumerate() {
             match self.open(step) {
-                Ok(checkpoint) => return Ok(Some(checkpoint)),
+                Ok(checkpoint) => {
+                    // They would count among those that are kept, and push whole ones out.
+                    for &step in steps.iter().take(index) {
+                        let aside = self.folder.join(format!("{}{DAMAGED}", name(step)));
+                        remove(&aside)?;
+                        rename(&self.path(step), &aside)?;
+                    }
+                    return Ok(Some(checkpoint));
+                }
                 Err(error) => damaged(&error),
             }
         }
@@ -231,7 +265,8 @@ impl Checkpoints {
         }
         let body = serde_json::from_value(manifest.body)
             .map_err(|error| wrong(error.to_string(), "what this version of epl writes"))?;
-        Ok(Checkpoint { folder, step, body, state: TensorFile::open(&state)? })
+        let producer = manifest.producer;
+        Ok(Checkpoint { folder, step, producer, body, state: TensorFile::open(&state)? })
     }
 
     fn path(&self, step: u64) -> PathBuf {
@@ -261,6 +296,11 @@ impl Checkpoints {
         steps.sort_unstable_by(|a, b| b.cmp(a));
         Ok(steps)
     }
+}
+
+/// This program, with its version.
+pub fn producer() -> String {
+    format!("epl {}", env!("CARGO_PKG_VERSION"))
 }
 
 fn name(step: u64) -> String {
@@ -334,6 +374,40 @@ mod tests {
     }
 
     #[test]
+    fn one_that_was_to_be_replaced_is_put_back() {
+        let run = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::of(run.path());
+        let done = write(&checkpoints, 7);
+        let replaced = checkpoints.folder().join("step-00000007.replaced.partial");
+        // As a kill between the two renames leaves them.
+        std::fs::rename(&done, &replaced).unwrap();
+        std::fs::create_dir(checkpoints.folder().join("step-00000007.partial")).unwrap();
+        assert_eq!(newest(&checkpoints), (Some(7), vec![]));
+        std::fs::rename(&done, &replaced).unwrap();
+        checkpoints.prune(1).unwrap();
+        assert_eq!(checkpoints.entries().unwrap(), ["step-00000007"]);
+        // One that cannot be put in its place: what was there stays.
+        std::fs::rename(&done, &replaced).unwrap();
+        assert!(write(&checkpoints, 7).ends_with("step-00000007"));
+        assert_eq!(checkpoints.entries().unwrap(), ["step-00000007"]);
+    }
+
+    #[test]
+    fn damaged_ones_do_not_push_whole_ones_out() {
+        let run = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::of(run.path());
+        for step in [16, 20] {
+            write(&checkpoints, step);
+        }
+        std::fs::write(checkpoints.path(20).join(STATE), "").unwrap();
+        assert_eq!(newest(&checkpoints).0, Some(16));
+        write(&checkpoints, 18);
+        checkpoints.prune(1).unwrap();
+        assert_eq!(newest(&checkpoints), (Some(18), vec![]));
+        assert!(checkpoints.folder().join("step-00000020.damaged").is_dir());
+    }
+
+    #[test]
     fn damaged_ones_are_named_and_passed_over() {
         let run = tempfile::tempdir().unwrap();
         let checkpoints = Checkpoints::of(run.path());
@@ -352,7 +426,7 @@ mod tests {
         assert_eq!(damaged.len(), 4);
         std::fs::remove_file(first.join(MANIFEST)).unwrap();
         let error = checkpoints.newest::<Body>(|_| {}).unwrap_err();
-        assert!(error.to_string().contains("5 checkpoints, all of them damaged"), "{error}");
+        assert!(error.to_string().contains("1 checkpoints, all of them damaged"), "{error}");
     }
 
     proptest! {

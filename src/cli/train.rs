@@ -167,7 +167,7 @@ impl Display for Summary {
         }
         let mut files =
             vec![("weights", "model.safetensors"), ("metrics", "metrics.jsonl"), ("report", "report.html")];
-        if let Some(best) = self.best {
+        if let Some(best) = &self.best {
             writeln!(f, "best mean accuracy {:.4}, in epoch {}", best.accuracy, best.epoch)?;
             files.insert(1, ("best", "model_best.safetensors"));
         }

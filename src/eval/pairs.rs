@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use rayon::prelude::*;
+
 use crate::data::{Image, VerificationSet};
 use crate::eval::embedder::Embedder;
 use crate::eval::verify::{VerificationReport, verify};
@@ -84,6 +86,17 @@ impl PairSet {
             (Some(_), Images::Decoded(images)) => images.len(),
             _ => self.issame.len() * 2,
         }
+    }
+
+    /// Decodes every image once at `size` = `[H, W]`, on all cores.
+    ///
+    /// # Errors
+    /// The first image that cannot be read, by its number.
+    pub fn check(&self, size: [usize; 2]) -> Result<()> {
+        let Images::Encoded(set) = &self.images else { return Ok(()) };
+        let faults: Vec<Error> =
+            (0..self.images()).into_par_iter().filter_map(|index| set.decode(index, size).err()).collect();
+        faults.into_iter().next().map_or(Ok(()), Err)
     }
 
     /// Embeds all images with their mirrored ones and runs the verification protocol. `progress` gets images done.

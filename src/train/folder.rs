@@ -23,12 +23,11 @@ pub struct RunFolder {
     _lock: RunLock,
 }
 
-/// Keeps two runs out of one folder.
+/// Keeps two runs out of one folder, as long as it lives. The file `run.lock` stays: one that is removed could be locked
+/// by one run, and a new one of its name by another.
 #[derive(Debug)]
 struct RunLock {
-    path: PathBuf,
-    /// Locked as long as it is open; `None` where the file system has no locks.
-    file: Option<File>,
+    _file: File,
 }
 
 impl RunLock {
@@ -37,22 +36,13 @@ impl RunLock {
         let options = File::options().create(true).truncate(false).write(true).open(&path);
         let file = options.map_err(|source| Error::io(&path, source))?;
         match file.try_lock() {
-            Ok(()) => Ok(Self { path, file: Some(file) }),
+            // Some network file systems have no locks: one more reason not to start two runs there.
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(Self { _file: file }),
             Err(TryLockError::WouldBlock) => Err(Error::usage(
                 format!("{} is being written by another run", folder.display()),
                 "wait until it has ended, stop it, or choose another folder (train.out)",
             )),
-            // Some network file systems have none: one more reason not to start two runs there.
-            Err(TryLockError::Error(_)) => Ok(Self { path, file: None }),
         }
-    }
-}
-
-impl Drop for RunLock {
-    fn drop(&mut self) {
-        // First, so that it can be removed everywhere. What is left of it does no harm.
-        self.file = None;
-        drop(std::fs::remove_file(&self.path));
     }
 }
 
@@ -107,8 +97,17 @@ impl RunFolder {
     pub fn resume(config: &Config, step: u64, epochs: u32) -> Result<Self> {
         let path = config.train.out.clone();
         let lock = RunLock::take(&path)?;
-        let metrics = MetricsLog::cut(&path.join("metrics.jsonl"), step, epochs)?;
-        Self::open(path, lock, metrics, config, Some(step))
+        let log = path.join("metrics.jsonl");
+        let (metrics, spoiled) = MetricsLog::cut(&log, step, epochs)?;
+        let mut folder = Self::open(path, lock, metrics, config, Some(step))?;
+        if spoiled > 0 {
+            let lines = format!(
+                "warning: {spoiled} lines of {} were no records; the log as it was is metrics.damaged.jsonl",
+                log.display()
+            );
+            folder.warning.get_or_insert(lines);
+        }
+        Ok(folder)
     }
 
     fn open(
@@ -146,6 +145,27 @@ impl RunFolder {
             self.events = self.or_warn(written.map(|()| events));
         }
         Ok(())
+    }
+
+    /// Fails where another run is writing into `out`, if there is such a folder.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the folder.
+    pub fn check_free(out: &Path) -> Result<()> {
+        if out.is_dir() { RunLock::take(out).map(drop) } else { Ok(()) }
+    }
+
+    /// Makes what was logged so far durable, so that no checkpoint is ahead of the log.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the log.
+    pub fn sync(&self) -> Result<()> {
+        self.metrics.sync()
+    }
+
+    /// Whether the run in `out` has everything that a run leaves: its report comes last.
+    pub fn is_finished(out: &Path) -> bool {
+        out.join("report.html").is_file()
     }
 
     /// Makes sure that everything logged is in its file, at the end of a run.
@@ -261,7 +281,7 @@ mod tests {
         assert_eq!(metrics::read(&folder.metrics_path()).unwrap(), [step(20), step(40), step(60)]);
         assert_eq!(Config::load(&out.join("config.toml"), &[]).unwrap(), config);
         assert_eq!(event_files(&out).len(), 2, "the events of the first part stay");
-        assert!(!out.join("metrics.jsonl.partial").exists());
+        assert!(!out.join("metrics.partial").exists());
 
         drop(folder);
         // A new run in the same folder starts with nothing; files of other programs are not its business.
@@ -298,7 +318,6 @@ mod tests {
             assert_eq!(error.exit_code(), 2);
         }
         drop(folder);
-        assert!(!temporary.path().join("run.lock").exists());
         drop(RunFolder::resume(&config, 0, 0).unwrap());
     }
 

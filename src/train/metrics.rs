@@ -52,31 +52,45 @@ impl MetricsLog {
 
     /// Opens the log of a run that goes on after `step` steps and `epochs` whole epochs, and takes out what it has beyond
     /// them: steps that will be taken again, and what was measured at the end of an epoch that will end again. Every other
-    /// line stays as it is.
+    /// line stays as it is. Where a power cut spoiled lines, they go too, and the
+    /// whole log is kept as `metrics.damaged.jsonl`; returns how many they were.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be read or written, [`Error::Data`] naming the line that is not a record; then the log
-    /// is as it was.
-    pub fn cut(path: &Path, step: u64, epochs: u32) -> Result<Self> {
-        let text = match std::fs::read_to_string(path) {
-            Err(source) if source.kind() == ErrorKind::NotFound => String::new(),
-            text => text.map_err(|source| Error::io(path, source))?,
+    /// [`Error::Io`] if it cannot be read or written; then the log is as it was.
+    pub fn cut(path: &Path, step: u64, epochs: u32) -> Result<(Self, usize)> {
+        let bytes = match std::fs::read(path) {
+            Err(source) if source.kind() == ErrorKind::NotFound => Vec::new(),
+            bytes => bytes.map_err(|source| Error::io(path, source))?,
         };
-        let mut kept = String::with_capacity(text.len());
-        for line in lines(path, &text) {
-            let (line, record) = line?;
-            let stays = match &record {
-                Record::Step(point) => point.step <= step,
-                Record::Eval(point) => point.epoch <= epochs,
-                Record::Prototypes(point) => point.epoch <= epochs,
+        let (mut kept, mut spoiled) = (Vec::with_capacity(bytes.len()), 0);
+        for line in bytes.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n")) {
+            let stays = match serde_json::from_slice(line) {
+                Ok(Record::Step(point)) => point.step <= step,
+                Ok(Record::Eval(point)) => point.epoch <= epochs,
+                Ok(Record::Prototypes(point)) => point.epoch <= epochs,
+                Err(_) => {
+                    spoiled += 1;
+                    false
+                }
             };
             if stays {
-                kept.push_str(line);
-                kept.push('\n');
+                kept.extend_from_slice(line);
             }
         }
-        write_atomically(path, kept.as_bytes())?;
-        Self::open(path)
+        if spoiled > 0 {
+            // Whatever they were, they may be somebody's.
+            write_atomically(&path.with_extension("damaged.jsonl"), &bytes)?;
+        }
+        write_atomically(path, &kept)?;
+        Ok((Self::open(path)?, spoiled))
+    }
+
+    /// Makes what was appended durable.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the log's path.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(|source| Error::io(&self.path, source))
     }
 
     /// Appends a line. Values that are not finite become `null`. Returns whether everything is in the file: what a full disk
@@ -306,7 +320,7 @@ mod tests {
         assert_eq!(left.lines().collect::<Vec<_>>(), [&lines[..2], &lines[3..6]].concat());
         assert!(left.ends_with('\n') && left.contains("[1,  2]"));
         // Within the epoch: what its end measured will be measured again.
-        MetricsLog::cut(&path, 20, 0).unwrap().append(&step(40, 2.5)).unwrap();
+        MetricsLog::cut(&path, 20, 0).unwrap().0.append(&step(40, 2.5)).unwrap();
         let left = read(&path).unwrap();
         assert!(
             matches!(&left[..], [Record::Step(a), Record::Step(b)] if (a.step, b.loss) == (20, 2.5)),
@@ -315,12 +329,16 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_is_none_is_not_cut() {
+    fn spoiled_lines_go_and_the_log_with_them_is_kept() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
-        std::fs::write(&path, "shopping list\n").unwrap();
-        assert!(MetricsLog::cut(&path, 40, 1).unwrap_err().to_string().contains("line 1"));
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "shopping list\n");
+        MetricsLog::open(&path).unwrap().append(&step(20, 3.0)).unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes.extend_from_slice(b"shopping list\n\0\0\0\xff\n");
+        std::fs::write(&path, &bytes).unwrap();
+        assert_eq!(MetricsLog::cut(&path, 40, 1).unwrap().1, 2);
+        assert_eq!(read(&path).unwrap().len(), 1);
+        assert_eq!(std::fs::read(folder.path().join("metrics.damaged.jsonl")).unwrap(), bytes);
     }
 
     /// `/dev/full` is a disk that is always full.

@@ -66,6 +66,8 @@ pub fn run(
     let dataset: Arc<dyn Dataset> = data::open(&config.data.train, &as_read)?.into();
     let sets =
         config.train.eval.iter().map(|path| PairSet::open_bin(path)).collect::<Result<Vec<PairSet>>>()?;
+    // An image that cannot be read is found now, and not at the end of the first epoch.
+    sets.iter().try_for_each(|set| set.check(config.model.input))?;
     run_on(config, device, dataset, sets, options, observer)
 }
 
@@ -86,6 +88,7 @@ pub fn run_on(
     // and the run that is to be replaced as it was.
     let mut trainer = Trainer::new(config, device, dataset, sets)?;
     let config = trainer.config().clone();
+    RunFolder::check_free(&config.train.out)?;
     let checkpoints = Checkpoints::of(&config.train.out);
     let mut start: Option<Checkpoint<TrainingState>> = None;
     if options.resume {
@@ -110,7 +113,9 @@ pub fn run_on(
             if !left.is_empty() {
                 observer.message(&format!("not in the weights given, so started anew: {}", left.join(", ")));
             }
-            RunFolder::create(&config, options.replace)?
+            // Weights without a report and a checkpoint are what a run left that ended while it wrote its last files.
+            let unfinished = options.resume && !RunFolder::is_finished(&config.train.out);
+            RunFolder::create(&config, options.replace || unfinished)?
         }
     };
     if let Some(warning) = folder.take_warning() {

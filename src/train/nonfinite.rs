@@ -1,14 +1,16 @@
 //! What happens after a step whose loss or gradient is not finite.
 
+use std::path::Path;
+
 use epl_runtime::inspect::{Origin, first_nonfinite};
 use serde::Serialize;
 
 use crate::config::NonFinite;
 use crate::data::Batch;
+use crate::head::HeadForm;
 use crate::interchange::files::write_atomically;
-use crate::train::events::Observer;
-use crate::train::folder::RunFolder;
 use crate::train::progress::{InFlight, Progress};
+use crate::train::run::Around;
 use crate::train::step::StepResult;
 use crate::train::trainer::Trainer;
 use crate::{Error, Result};
@@ -45,28 +47,29 @@ impl Trainer {
         flight: &InFlight,
         result: &StepResult,
         progress: &mut Progress,
-        folder: &RunFolder,
-        observer: &mut dyn Observer,
+        around: &mut Around<'_>,
     ) -> Result<()> {
-        let batch = self.batch_of(flight)?;
-        let names: Vec<String> = batch.indices.iter().map(|&index| self.dataset.name(index)).collect();
-        // What the GPU did not find was not left out.
-        let left_out = result.nonfinite > 0;
+        let names: Vec<String> = flight.indices.iter().map(|&index| self.dataset.name(index)).collect();
+        let labels = &flight.labels;
+        // Where no norm of the class weights is needed before they are updated, and only that one is not finite, they have
+        // taken the step.
+        let clips_head = self.config.optim.clip_norm > 0.0 && self.config.optim.clip_head;
+        let left_out = result.nonfinite > 0 || self.config.head.form == HeadForm::Materialized || clips_head;
         if self.config.train.nonfinite == NonFinite::Skip && left_out {
             progress.skipped += 1;
             progress.skipped_in_a_row += 1;
             if progress.skipped_in_a_row < MOST_IN_A_ROW {
-                observer.message(&format!(
-                    "warning: step {} was left out: {}; its batch: {}",
+                around.warn(&format!(
+                    "step {} was left out: {}; its batch: {}",
                     flight.step + 1,
                     symptom(result),
-                    named(&names, &batch.labels)
+                    named(&names, labels)
                 ));
                 return Ok(());
             }
         }
-        let origin = self.origin(flight, &batch)?;
-        let samples = names.iter().zip(&batch.labels).map(|(name, &label)| Sample { name, label }).collect();
+        let origin = self.origin(flight)?;
+        let samples = names.iter().zip(labels).map(|(name, &label)| Sample { name, label }).collect();
         let report = Report {
             step: flight.step + 1,
             epoch: flight.epoch,
@@ -77,9 +80,12 @@ impl Trainer {
             origin: origin.as_ref().map(Origin::to_string),
             samples,
         };
-        let path = folder.path().join("nonfinite.json");
-        let text = serde_json::to_string_pretty(&report).map_err(|error| Error::io(&path, error.into()))?;
-        write_atomically(&path, text.as_bytes())?;
+        let path = around.folder.path().join("nonfinite.json");
+        let text = serde_json::to_string_pretty(&report).map_err(|error| Error::io(&path, error.into()));
+        // That it cannot be written must not hide what it is about.
+        if let Err(error) = text.and_then(|text| write_atomically(&path, text.as_bytes())) {
+            around.warn(&error.to_string());
+        }
         let first = match origin {
             Some(origin) => format!("first, {origin}"),
             None => "which did not come again when the step was repeated".into(),
@@ -90,16 +96,31 @@ impl Trainer {
         };
         Err(Error::data(
             format!("step {} (epoch {}){row}", flight.step + 1, flight.epoch),
-            format!("{}; {first}; its batch: {}", symptom(result), named(&names, &batch.labels)),
+            format!("{}; {first}; its batch: {}", symptom(result), named(&names, labels)),
             "finite numbers",
-            format!(
-                "the step was not taken, and {} names its whole batch. Lower optim.lr (it was {} here), set \
-                 optim.clip_norm = 5, look at those images, or leave such steps out with train.nonfinite = \"skip\"; then \
-                 go on from the last checkpoint with --resume",
-                path.display(),
-                flight.lr
-            ),
+            self.remedy(flight, left_out, &path),
         ))
+    }
+
+    /// What to do, as far as it is known what happened.
+    fn remedy(&self, flight: &InFlight, left_out: bool, path: &Path) -> String {
+        let (taken, from) = match (left_out, self.config.train.nonfinite) {
+            (false, _) => ("the class weights have taken the step", "the last checkpoint"),
+            (true, NonFinite::Stop) => ("the step was not taken", "the last checkpoint"),
+            (true, NonFinite::Skip) => {
+                ("none of these steps was taken", "a checkpoint from before them, if one is left")
+            }
+        };
+        let skip = match (left_out, self.config.train.nonfinite) {
+            (true, NonFinite::Stop) => ", or leave such steps out with train.nonfinite = \"skip\"",
+            _ => "",
+        };
+        format!(
+            "{taken}, and {} names its whole batch. Lower optim.lr (it was {} here), set optim.clip_norm = 5, look at \
+             those images{skip}; then go on from {from} with --resume",
+            path.display(),
+            flight.lr
+        )
     }
 
     /// The batch of a step: a function of its epoch and its number there.
@@ -110,11 +131,13 @@ impl Trainer {
         })
     }
 
-    /// Repeats a step, op by op. Where the first bad step halts the run the weights are still those that it started with.
-    fn origin(&mut self, flight: &InFlight, batch: &Batch) -> Result<Option<Origin>> {
+    /// Repeats a step, op by op. Where the first bad step halts the run the weights are still those that it started with;
+    /// the empirical prototypes have seen its finite samples and those of the steps in flight behind it.
+    fn origin(&mut self, flight: &InFlight) -> Result<Option<Origin>> {
         let Some((_, _, session)) = &mut self.session else { return Ok(None) };
         session.flush()?;
-        self.write_inputs(batch, flight.step, flight.lr)?;
+        let batch = self.batch_of(flight)?;
+        self.write_inputs(&batch, flight.step, flight.lr)?;
         let Some((_, _, session)) = &mut self.session else { return Ok(None) };
         Ok(first_nonfinite(session)?)
     }

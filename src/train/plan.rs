@@ -205,18 +205,20 @@ pub fn explain_memory(error: Error, config: &Config, classes: usize, caps: &Caps
         config.train.batch_size,
         parts.join(", ")
     );
-    let most = found.max_batch;
-    let hint = if most == 0 {
-        "no batch fits: use a narrower network, smaller images, head.sample_rate, or another device"
-            .to_string()
-    } else {
-        let images = config.train.images_per_step();
-        format!(
-            "with the {} that were to be had, the largest batch is {most}: set train.batch_size = {most}, and \
-             train.accumulate = {} for the same step of {images} images; or close what else uses the GPU",
-            readable(*allocated),
-            images.div_ceil(most)
-        )
+    // The largest that divides the step, so that it stays the same one.
+    let images = config.train.images_per_step();
+    let most = (2..=found.max_batch.min(images)).rev().find(|batch| images.is_multiple_of(*batch));
+    let to_be_had = readable(*allocated);
+    let hint = match most {
+        None => format!(
+            "no batch fits the {to_be_had} that could be allocated: close what else uses the GPU, or use a narrower network, \
+             smaller images, head.sample_rate, or another device"
+        ),
+        Some(most) => format!(
+            "set train.batch_size = {most} and train.accumulate = {} for the same step of {images} images, which fits the \
+             {to_be_had} that could be allocated; or close what else uses the GPU",
+            images / most
+        ),
     };
     Error::Runtime(epl_runtime::Error::Limit { what, hint })
 }

@@ -15,9 +15,19 @@ use crate::train::state::{Best, TrainingState};
 pub(super) struct InFlight {
     pub(super) step: u64,
     pub(super) epoch: u32,
+    pub(super) lr: f64,
     /// Its number in the epoch.
     pub(super) batch: u64,
-    pub(super) lr: f64,
+    /// Its samples in the dataset, and their classes.
+    pub(super) indices: Vec<usize>,
+    pub(super) labels: Vec<u32>,
+}
+
+/// A checkpoint that was written.
+pub(super) struct Saved {
+    /// The position that it is of, see [`Progress::position`].
+    pub(super) at: (u64, u32, u64),
+    pub(super) path: PathBuf,
 }
 
 /// Where the loop is.
@@ -38,12 +48,14 @@ pub(super) struct Progress {
     /// Mean loss of the last epoch that has ended; NaN before.
     pub(super) epoch_loss: f64,
     pub(super) best: Option<Best>,
-    /// The last checkpoint that was written, and after how many steps.
-    pub(super) saved: Option<(u64, PathBuf)>,
+    /// The last checkpoint that was written.
+    pub(super) saved: Option<Saved>,
     /// Steps whose update was left out.
     pub(super) skipped: u64,
     /// The last ones of them, without one that was taken in between.
     pub(super) skipped_in_a_row: u64,
+    /// What the loss is multiplied by.
+    pub(super) loss_scale: f64,
     /// Seconds of training, as far as the clock was stopped.
     pub(super) train_seconds: f64,
     /// When the clock was started.
@@ -86,6 +98,7 @@ impl Progress {
             saved: None,
             skipped: 0,
             skipped_in_a_row: 0,
+            loss_scale: 1.0,
             train_seconds: 0.0,
             started: now,
             logged_at: now,
@@ -98,8 +111,8 @@ impl Progress {
         }
     }
 
-    /// Goes on from a checkpoint after `step` steps.
-    pub(super) fn go_on(&mut self, step: u64, state: TrainingState) {
+    /// Goes on from the checkpoint at `path` after `step` steps.
+    pub(super) fn go_on(&mut self, step: u64, state: TrainingState, path: PathBuf) {
         self.submitted = step;
         self.epoch = state.epoch;
         self.batch = state.batch;
@@ -107,7 +120,16 @@ impl Progress {
         self.epoch_loss = state.epoch_loss.unwrap_or(f64::NAN);
         self.best = state.best;
         self.skipped = state.skipped;
+        self.skipped_in_a_row = state.skipped_in_a_row;
+        self.loss_scale = state.loss_scale;
+        self.stall = state.stall;
         self.train_seconds = state.train_seconds;
+        self.saved = Some(Saved { at: self.position(), path });
+    }
+
+    /// Steps, epoch and batch: what tells two checkpoints apart.
+    pub(super) fn position(&self) -> (u64, u32, u64) {
+        (self.submitted, self.epoch, self.batch)
     }
 
     /// Lets the clock run, for training and throughput. The device has been waited for `device_waited` in all.
@@ -157,7 +179,7 @@ impl Progress {
             images_per_second: images / self.train_seconds.max(1e-9),
             skipped: self.skipped,
             evaluations: Vec::new(),
-            best: self.best,
+            best: self.best.clone(),
             interrupted: None,
         }
     }

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use crate::Result;
-use crate::checkpoint::{Checkpoint, Checkpoints};
+use crate::checkpoint::{Checkpoint, Checkpoints, producer};
 use crate::config::LearningRate;
 use crate::data::{Batch, Stream};
 use crate::eval::embedder::Embedder;
@@ -16,12 +15,13 @@ use crate::report::StepPoint;
 use crate::train::events::Observer;
 use crate::train::folder::RunFolder;
 use crate::train::metrics::Record;
-use crate::train::progress::{InFlight, Progress};
+use crate::train::progress::{InFlight, Progress, Saved};
 use crate::train::prototypes::PrototypeWatch;
 use crate::train::state::{Best, Fingerprint, TrainingState};
 use crate::train::step::StepResult;
 use crate::train::summary::eval_point;
 use crate::train::trainer::{EVALUATION_BATCH, Trainer};
+use crate::{Error, Result};
 
 /// Asks a run to stop after the step that it is at. Clones ask the same run.
 #[derive(Clone, Debug, Default)]
@@ -44,7 +44,7 @@ impl Stop {
 pub struct Outcome {
     /// Steps done, those before a resumption included.
     pub steps: u64,
-    /// Epochs done.
+    /// Epochs, one that was cut off included.
     pub epochs: u32,
     /// Mean loss of the last epoch.
     pub loss: f64,
@@ -63,11 +63,41 @@ pub struct Outcome {
 }
 
 /// What a run has to do with beside its model and its data.
-struct Around<'a> {
-    folder: &'a mut RunFolder,
+pub(super) struct Around<'a> {
+    pub(super) folder: &'a mut RunFolder,
     checkpoints: Checkpoints,
     stop: &'a Stop,
-    observer: &'a mut dyn Observer,
+    pub(super) observer: &'a mut dyn Observer,
+}
+
+impl Around<'_> {
+    /// Logs what was measured, and tells what went wrong with that without ending the run.
+    fn record(&mut self, record: &Record) -> Result<()> {
+        self.folder.record(record)?;
+        if let Some(warning) = self.folder.take_warning() {
+            self.observer.message(&warning);
+        }
+        Ok(())
+    }
+
+    pub(super) fn warn(&mut self, text: &str) {
+        self.observer.message(&format!("warning: {text}"));
+    }
+}
+
+/// An error with what to do about it, in a line.
+fn with_hint(error: &Error) -> String {
+    let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
+    format!("{error}{hint}")
+}
+
+fn no_batch(progress: &Progress) -> Error {
+    Error::data(
+        format!("batch {} of epoch {}", progress.batch, progress.epoch),
+        "another one, or none",
+        "what the loader is to give",
+        "this is a fault of the program; please report it",
+    )
 }
 
 /// How an epoch went.
@@ -83,12 +113,15 @@ impl Trainer {
     /// # Errors
     /// A checkpoint of another model, or of a run whose position means nothing in this one.
     pub fn restore(&mut self, checkpoint: Checkpoint<TrainingState>) -> Result<Vec<String>> {
-        let changed = checkpoint.body.admits(
+        let mut changed = checkpoint.body.admits(
             &self.config,
             &Fingerprint::of(self.dataset.as_ref())?,
             &self.device_names(),
         )?;
         self.model.restore_training(&checkpoint.state, &checkpoint.state.path().display().to_string())?;
+        if checkpoint.producer != producer() {
+            changed.push(format!("it was written by {}, this is {}", checkpoint.producer, producer()));
+        }
         self.start = Some(checkpoint);
         Ok(changed)
     }
@@ -125,7 +158,7 @@ impl Trainer {
         );
         if let Some(start) = self.start.take() {
             progress.watch.restore(&start.state)?;
-            progress.go_on(start.step, start.body);
+            progress.go_on(start.step, start.body, start.folder);
         }
         let first = usize::try_from(progress.batch).unwrap_or(usize::MAX);
         // Over all epochs: while one ends the first batches of the next are decoded already.
@@ -145,7 +178,10 @@ impl Trainer {
             }
             let last = epoch == self.config.train.epochs || progress.submitted >= total;
             evaluated = Some(self.end_epoch(last, &mut progress, around)?);
-            if stop.requested() && !last {
+            if last {
+                break;
+            }
+            if stop.requested() {
                 interrupted = true;
                 break;
             }
@@ -153,9 +189,9 @@ impl Trainer {
         let mut outcome = progress.outcome(self.config.train.images_per_step());
         if interrupted {
             // The end of an epoch has written one, unless it failed; this one must not.
-            let saved = progress.saved.take().filter(|(step, _)| *step == progress.submitted);
+            let saved = progress.saved.take().filter(|saved| saved.at == progress.position());
             outcome.interrupted = Some(match saved {
-                Some((_, path)) => path,
+                Some(saved) => saved.path,
                 None => self.checkpoint(&progress, around)?,
             });
         } else {
@@ -168,7 +204,9 @@ impl Trainer {
                 }
             };
         }
-        around.folder.finish()?;
+        if let Err(error) = around.folder.finish() {
+            around.warn(&format!("the log is not complete: {}", with_hint(&error)));
+        }
         around.observer.end();
         Ok(outcome)
     }
@@ -186,9 +224,11 @@ impl Trainer {
         progress.start_clock(self.device.waited());
         while progress.submitted < progress.total && progress.batch < steps_per_epoch {
             let asked = Instant::now();
-            let Some(batch) = batches.next() else { break };
+            let batch = batches.next().unwrap_or_else(|| Err(no_batch(progress)))?;
             progress.waited += asked.elapsed();
-            let batch = batch?;
+            if (batch.epoch, batch.number as u64) != (progress.epoch, progress.batch) {
+                return Err(no_batch(progress));
+            }
             let lr = progress.schedule.lr(progress.submitted, steps_per_epoch);
             self.submit(&batch, lr, progress)?;
             self.collect(false, progress, around)?;
@@ -219,71 +259,85 @@ impl Trainer {
         progress: &mut Progress,
         around: &mut Around<'_>,
     ) -> Result<Vec<VerificationReport>> {
-        let Around { folder, observer, .. } = around;
         let (epoch, step) = (progress.epoch, progress.submitted);
         let batches = self.loader.batches_per_epoch() as u64;
+        if last || !self.sets.is_empty() {
+            // Before all that may take long or fail: it says that the epoch's steps are done and its end is not.
+            self.try_checkpoint(progress, around);
+        }
         let prototypes = if progress.batch >= batches {
             progress.watch.end_epoch(&self.model, epoch, step, &progress.sums)?
         } else {
             // Cut off by the limit of steps; with a higher one it goes on, and must not have ended for the watch.
             progress.watch.clone().end_epoch(&self.model, epoch, step, &progress.sums)?
         };
-        folder.record(&Record::Prototypes(Box::new(prototypes.clone())))?;
-        observer.epoch(epoch, progress.sums.mean_loss(), Some(&prototypes));
-        if let Some(warning) = folder.take_warning() {
-            observer.message(&warning);
-        }
+        around.record(&Record::Prototypes(Box::new(prototypes.clone())))?;
+        around.observer.epoch(epoch, progress.sums.mean_loss(), Some(&prototypes));
         if last {
-            // Before the last evaluation, so that nothing that happens there loses the run.
-            self.model.save(&folder.weights_path(), step)?;
+            self.model.save(&around.folder.weights_path(), step)?;
         }
         let reports = self.evaluate(&mut |report| {
-            folder.record(&Record::Eval(eval_point(report, step, epoch)))?;
-            observer.evaluation(epoch, report);
+            around.record(&Record::Eval(eval_point(report, step, epoch)))?;
+            around.observer.evaluation(epoch, report);
             Ok(())
         })?;
-        if !reports.is_empty() {
-            let accuracy = reports.iter().map(|report| report.accuracy).sum::<f64>() / reports.len() as f64;
-            // A NaN is no accuracy, and would never be beaten.
-            if accuracy.is_finite() && progress.best.is_none_or(|best| accuracy > best.accuracy) {
-                progress.best = Some(Best { epoch, step, accuracy });
-                self.model.save(&folder.best_path(), step)?;
-            }
-        }
+        self.keep_best(&reports, progress, around);
         progress.epoch_loss = progress.sums.mean_loss();
         progress.next_epoch(batches);
         self.try_checkpoint(progress, around);
         Ok(reports)
     }
 
+    /// Keeps the weights, if no epoch's mean accuracy on the same sets was better.
+    fn keep_best(&self, reports: &[VerificationReport], progress: &mut Progress, around: &mut Around<'_>) {
+        let accuracy = reports.iter().map(|report| report.accuracy).sum::<f64>() / reports.len() as f64;
+        let sets: Vec<String> = reports.iter().map(|report| report.name.clone()).collect();
+        let beaten = |best: &Best| accuracy > best.accuracy || best.sets != sets;
+        // A NaN is no accuracy, and would never be beaten.
+        if !accuracy.is_finite() || !progress.best.as_ref().is_none_or(beaten) {
+            return;
+        }
+        let step = progress.submitted;
+        match self.model.save(&around.folder.best_path(), step) {
+            Ok(()) => progress.best = Some(Best { epoch: progress.epoch, step, accuracy, sets }),
+            Err(error) => around.warn(&format!("the best weights so far were not kept: {error}")),
+        }
+    }
+
     /// Writes a checkpoint. That it cannot be written, for example on a full disk, does not end the run: what was saved
     /// before stays, and the next one may succeed.
     fn try_checkpoint(&self, progress: &mut Progress, around: &mut Around<'_>) {
+        // Done already, for example by the run that this one goes on from.
+        if progress.saved.as_ref().is_some_and(|saved| saved.at == progress.position()) {
+            return;
+        }
         match self.checkpoint(progress, around) {
-            Ok(path) => progress.saved = Some((progress.submitted, path)),
-            Err(error) => {
-                let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
-                around.observer.message(&format!(
-                    "warning: no checkpoint after step {}: {error}{hint}; training goes on",
-                    progress.submitted
-                ));
-            }
+            Ok(path) => progress.saved = Some(Saved { at: progress.position(), path }),
+            Err(error) => around.warn(&format!(
+                "no checkpoint after step {}: {}; training goes on",
+                progress.submitted,
+                with_hint(&error)
+            )),
         }
     }
 
     fn checkpoint(&self, progress: &Progress, around: &mut Around<'_>) -> Result<PathBuf> {
-        let Around { checkpoints, observer, .. } = around;
+        let Around { checkpoints, folder, observer, .. } = around;
+        // A checkpoint that is ahead of the log would leave a gap in it for ever.
+        folder.sync()?;
         let step = progress.submitted;
         let started = Instant::now();
         let state = TrainingState {
             epoch: progress.epoch,
             batch: progress.batch,
             skipped: progress.skipped,
-            loss_scale: 1.0,
+            skipped_in_a_row: progress.skipped_in_a_row,
+            loss_scale: progress.loss_scale,
+            stall: progress.stall.clone(),
             train_seconds: progress.train_seconds,
             sums: progress.sums.clone(),
             epoch_loss: Some(progress.epoch_loss).filter(|loss| loss.is_finite()),
-            best: progress.best,
+            best: progress.best.clone(),
             data: Fingerprint::of(self.dataset.as_ref())?,
             config: self.config.to_toml()?,
             device: self.device_names(),
@@ -296,8 +350,10 @@ impl Trainer {
             bytes = written.0;
             Ok(written)
         })?;
-        checkpoints.prune(self.config.train.keep_checkpoints)?;
         observer.checkpoint(step, bytes, started.elapsed());
+        if let Err(error) = checkpoints.prune(self.config.train.keep_checkpoints) {
+            around.warn(&format!("older checkpoints are still there: {}", with_hint(&error)));
+        }
         Ok(path)
     }
 
@@ -309,7 +365,8 @@ impl Trainer {
         session.step()?;
         progress.watch.see(&batch.labels);
         let (epoch, number) = (progress.epoch, progress.batch);
-        progress.flights.push_back(InFlight { step, epoch, batch: number, lr });
+        let (indices, labels) = (batch.indices.clone(), batch.labels.clone());
+        progress.flights.push_back(InFlight { step, epoch, lr, batch: number, indices, labels });
         progress.submitted += 1;
         progress.batch += 1;
         Ok(())
@@ -323,7 +380,6 @@ impl Trainer {
 
     /// Takes the results that have arrived; all of them where `wait` is set.
     fn collect(&mut self, wait: bool, progress: &mut Progress, around: &mut Around<'_>) -> Result<()> {
-        let Around { folder, observer, .. } = around;
         let Some((_, _, session)) = &mut self.session else { return Ok(()) };
         let done = if wait { session.flush()? } else { session.finished()? };
         for finished in done {
@@ -335,10 +391,10 @@ impl Trainer {
                 let cosine = mean(&result.target_cosine);
                 let (loss, norm) = (f64::from(result.loss), f64::from(result.grad_norm));
                 if let Some(line) = progress.stall.see(flight.step + 1, loss, norm, cosine, flight.lr) {
-                    observer.message(&line);
+                    around.observer.message(&line);
                 }
             } else {
-                self.not_finite(&flight, &result, progress, folder, *observer)?;
+                self.not_finite(&flight, &result, progress, around)?;
             }
             progress.logged_images += self.config.train.images_per_step();
             let now = Instant::now();
@@ -350,19 +406,16 @@ impl Trainer {
                 lr: flight.lr,
                 images_per_second: progress.logged_images as f64 / seconds,
                 grad_norm: f64::from(result.grad_norm),
-                loss_scale: 1.0,
+                loss_scale: progress.loss_scale,
                 data_wait: progress.waited.as_secs_f64() / seconds,
                 device_wait: self.device.waited().saturating_sub(progress.device_waited).as_secs_f64()
                     / seconds,
                 skipped: progress.skipped,
             };
-            observer.step(&point);
+            around.observer.step(&point);
             // The last step always, so that every run has a line of its steps.
             if point.step.is_multiple_of(self.config.train.log_every.max(1)) || point.step == progress.total {
-                folder.record(&Record::Step(point))?;
-                if let Some(warning) = folder.take_warning() {
-                    observer.message(&warning);
-                }
+                around.record(&Record::Step(point))?;
                 progress.logged(self.device.waited());
             }
         }

@@ -1,5 +1,7 @@
 //! Notices a loss that does not move, or that rises again.
 
+use serde::{Deserialize, Serialize};
+
 /// Least and most steps whose losses are averaged.
 const WINDOW: std::ops::RangeInclusive<u64> = 50..=500;
 /// Windows after which a loss should have moved.
@@ -10,7 +12,7 @@ const MOVED: f64 = 0.98;
 const RISES: f64 = 1.2;
 
 /// Means over the steps of a window.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 struct Window {
     steps: u64,
     loss: f64,
@@ -19,12 +21,13 @@ struct Window {
 }
 
 /// Watches the losses of a run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LossWatch {
     length: u64,
     current: Window,
     first: Option<f64>,
-    best: f64,
+    /// `None` before the first window: JSON has no infinity.
+    best: Option<f64>,
     windows: usize,
     above_best: usize,
     /// The number of windows at which it may speak again.
@@ -38,7 +41,7 @@ impl LossWatch {
             length: (steps_per_epoch / 2).clamp(*WINDOW.start(), *WINDOW.end()),
             current: Window::default(),
             first: None,
-            best: f64::INFINITY,
+            best: None,
             windows: 0,
             above_best: 0,
             quiet_until: PATIENCE,
@@ -66,8 +69,10 @@ impl LossWatch {
         let (loss, grad_norm, cosine) = (mean(loss), mean(grad_norm), mean(cosine));
         self.windows += 1;
         let first = *self.first.get_or_insert(loss);
-        self.above_best = if loss > RISES * self.best { self.above_best + 1 } else { 0 };
-        self.best = self.best.min(loss);
+        let rises = self.best.is_some_and(|best| loss > RISES * best);
+        self.above_best = if rises { self.above_best + 1 } else { 0 };
+        let best = self.best.map_or(loss, |best| best.min(loss));
+        self.best = Some(best);
         if self.windows < self.quiet_until {
             return None;
         }
@@ -75,7 +80,7 @@ impl LossWatch {
             "mean {loss:.3} over the {steps} steps up to {step}; lr {lr:.2e}, gradient norm {grad_norm:.2e}, \
              cos(x, W_y) {cosine:.3}"
         );
-        let said = if self.best > MOVED * first {
+        let said = if best > MOVED * first {
             format!(
                 "warning: the loss has not moved from {first:.3} ({figures}). Usual causes: a rate that is too high or \
                  too low (optim.lr), a margin that is too hard to begin with (head.margin), labels that do not belong to \
@@ -85,7 +90,7 @@ impl LossWatch {
             format!(
                 "warning: the loss rises again, from {:.3} at its best ({figures}). Usual causes: a rate that is too high \
                  (optim.lr; optim.clip_norm limits a step)",
-                self.best
+                best
             )
         } else {
             return None;

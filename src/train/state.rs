@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Config, Difference};
 use crate::data::Dataset;
 use crate::train::epoch::EpochSums;
+use crate::train::stall::LossWatch;
 use crate::{Error, Result};
 
 /// The state of a run between two steps, without the tensors. Generators and the schedule have none: order,
@@ -18,8 +19,12 @@ pub struct TrainingState {
     pub batch: u64,
     /// Steps so far whose update was left out.
     pub skipped: u64,
+    /// The last ones of them, without one that was taken in between.
+    pub skipped_in_a_row: u64,
     /// What the loss is multiplied by.
     pub loss_scale: f64,
+    /// What is known of the course of the loss.
+    pub stall: LossWatch,
     /// Seconds of training so far.
     pub train_seconds: f64,
     /// What the steps of the epoch in progress gave.
@@ -37,7 +42,7 @@ pub struct TrainingState {
 }
 
 /// The best evaluation of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Best {
     /// Its epoch, counted from 1.
     pub epoch: u32,
@@ -45,6 +50,8 @@ pub struct Best {
     pub step: u64,
     /// Mean accuracy over the verification sets, a fraction.
     pub accuracy: f64,
+    /// The sets. With others its accuracy cannot be compared.
+    pub sets: Vec<String>,
 }
 
 /// What tells one data set from another without reading it.
@@ -165,7 +172,9 @@ mod tests {
             epoch: 3,
             batch: 2,
             skipped: 0,
+            skipped_in_a_row: 0,
             loss_scale: 1.0,
+            stall: LossWatch::new(100),
             train_seconds: 1.5,
             sums: EpochSums::new(0.3),
             epoch_loss: Some(0.1 + 0.2),

@@ -218,13 +218,15 @@ pub fn record_step(spec: &ModelSpec, options: &StepOptions) -> Result<StepGraph>
     let of_network = grad_norm::grad_norm(&mut graph, &[gradients])?;
     let clips_head = options.clip_norm > 0.0 && options.clip_head;
     let (norm, nonfinite);
+    let mut factor = None;
     match (&outputs.prototypes, weight_gradient) {
         (None, Some(gradient)) => {
             norm = grad_norm::grad_norm(&mut graph, &[gradients, gradient])?;
             nonfinite = check_finite::check_finite(&mut graph, &[outputs.loss, gradients, gradient])?;
             let limit = if clips_head { options.clip_norm } else { 0.0 };
-            let factor = factor_of(&mut graph, norm, nonfinite, limit)?;
-            sgd::sgd(&mut graph, weight, gradient, weight_momentum, lr, Some(factor), rule)?;
+            let of_weight = factor_of(&mut graph, norm, nonfinite, limit)?;
+            sgd::sgd(&mut graph, weight, gradient, weight_momentum, lr, Some(of_weight), rule)?;
+            factor = Some(of_weight).filter(|_| limit == options.clip_norm);
         }
         // In the tiled form the gradient of the class weights is gone as soon as it has been applied. Whether it will be
         // finite the loss and the network's gradient tell; a norm counts in the whole one as the tensor would. What clipping
@@ -234,18 +236,22 @@ pub fn record_step(spec: &ModelSpec, options: &StepOptions) -> Result<StepGraph>
             if clips_head {
                 let of_weight = prototypes.norm(&mut graph, weight_momentum, lr)?;
                 norm = grad_norm::grad_norm(&mut graph, &[of_network, of_weight])?;
-                let factor = factor_of(&mut graph, norm, nonfinite, options.clip_norm)?;
-                prototypes.apply(&mut graph, weight_momentum, lr, rule, Some(factor))?;
+                let both = factor_of(&mut graph, norm, nonfinite, options.clip_norm)?;
+                prototypes.apply(&mut graph, weight_momentum, lr, rule, Some(both))?;
+                factor = Some(both);
             } else {
-                let factor = factor_of(&mut graph, of_network, nonfinite, 0.0)?;
-                let of_weight = prototypes.apply(&mut graph, weight_momentum, lr, rule, Some(factor))?;
+                let unclipped = factor_of(&mut graph, of_network, nonfinite, 0.0)?;
+                let of_weight = prototypes.apply(&mut graph, weight_momentum, lr, rule, Some(unclipped))?;
                 norm = grad_norm::grad_norm(&mut graph, &[of_network, of_weight])?;
             }
         }
         (None, None) => return Err(without_head()),
     }
     let clipped = if options.clip_head { norm } else { of_network };
-    let factor = factor_of(&mut graph, clipped, nonfinite, options.clip_norm)?;
+    let factor = match factor {
+        Some(factor) => factor,
+        None => factor_of(&mut graph, clipped, nonfinite, options.clip_norm)?,
+    };
     sgd::sgd(&mut graph, parameters.weights, gradients, momentum, lr, Some(factor), rule)?;
     if let Some((offset, elements)) = spec.parameters.slopes() {
         debug_assert!(offset.is_multiple_of(VIEW_ALIGNMENT));

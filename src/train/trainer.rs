@@ -122,17 +122,20 @@ impl Trainer {
             session: None,
             start: None,
         };
-        // Whatever does not fit the adapter is found now, before anything is written: the evaluation, the graph with
-        // the empirical branch, which is the larger one, and that of the first epoch.
-        if !trainer.sets.is_empty() {
-            Embedder::new(&trainer.model, EVALUATION_BATCH)?;
-        }
+        // Whatever does not fit the adapter is found now, before anything is written: the graph with the empirical branch,
+        // which is the larger one, that of the first epoch, and the evaluation.
         if let Some(epl) = trainer.config.head.epl
             && epl.start_epoch <= trainer.config.train.epochs
         {
             trainer.session_for(epl.start_epoch)?;
         }
         trainer.session_for(1)?;
+        // Beside the session, as at an epoch's end.
+        if !trainer.sets.is_empty() {
+            Embedder::new(&trainer.model, EVALUATION_BATCH).map_err(|error| {
+                explain_memory(error, &trainer.config, trainer.dataset.num_classes(), device.caps())
+            })?;
+        }
         Ok(trainer)
     }
 

@@ -1,6 +1,6 @@
 //! What the gradient of a step is multiplied by: `min(1, max_norm / (norm + 1e-6))`, as in PyTorch's `clip_grad_norm_`,
 //! or 0 where the step has anything that is not finite. The optimisers take 0 for "leave everything as it is": neither
-//! weights nor momentum move, as if the step had not been taken. An infinite norm gives 0 as well.
+//! weights nor momentum move, as if the step had not been taken. A norm that is not finite counts as one more such thing.
 
 use crate::case::{Case, OpEntry, floats, words};
 use crate::host::Array;
@@ -84,8 +84,10 @@ impl Op for StepFactor {
         let [norm, nonfinite, halted] = inputs else { return Vec::new() };
         let max_norm = f64::from(self.max_norm);
         let wanted = if max_norm > 0.0 { (max_norm / (norm.item() + 1e-6)).min(1.0) } else { 1.0 };
-        let halts = nonfinite.item() > 0.0 || (self.latch && halted.item() > 0.0);
-        let count = (halted.item() + nonfinite.item()).min(f64::from(u32::MAX));
+        let infinite = !norm.item().is_finite();
+        let halts = nonfinite.item() > 0.0 || infinite || (self.latch && halted.item() > 0.0);
+        let now = if infinite { nonfinite.item().max(1.0) } else { nonfinite.item() };
+        let count = (halted.item() + now).min(f64::from(u32::MAX));
         vec![Array::new([1], vec![if halts { 0.0 } else { wanted }]), Array::new([1], vec![count])]
     }
 
@@ -108,6 +110,7 @@ fn cases() -> Vec<Case> {
         case("infinite", f32::INFINITY, 5.0, true, [0, 0]),
         case("without a limit", 1e30, 0.0, true, [0, 0]),
         case("infinite, without a limit", f32::INFINITY, 0.0, false, [0, 0]),
+        case("not a number", f32::NAN, 5.0, true, [0, 0]),
         case("not finite", 3.0, 5.0, true, [17, 0]),
         case("not finite, without a limit", f32::INFINITY, 0.0, false, [1, 4]),
         case("after a bad one", 3.0, 5.0, true, [0, 2]),
