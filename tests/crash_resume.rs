@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use epl::data::VerificationSet;
 use rand::Rng;
 use rand_pcg::Pcg64;
 
@@ -15,6 +16,8 @@ use rand_pcg::Pcg64;
 const IDENTITIES: u32 = 5;
 const IMAGES: u32 = 9;
 const EPOCHS: u32 = 3;
+/// Pairs of the verification set.
+const PAIRS: u32 = 20;
 
 /// A folder with a small data set and a configuration, in which runs of their own names are made.
 struct Place {
@@ -38,6 +41,18 @@ impl Place {
             }
         }
         let place = Self { folder };
+        // Verification pairs of the same pictures.
+        let image = |i: u32| {
+            std::fs::read(place.path(&format!("faces/{}/{}.png", i % IDENTITIES, i % IMAGES))).unwrap()
+        };
+        let same = |pair: u32| pair.is_multiple_of(2);
+        let pair = |pair: u32| [image(pair), image(if same(pair) { pair + IDENTITIES } else { pair + 1 })];
+        let set = VerificationSet {
+            name: "pairs".into(),
+            images: (0..PAIRS).flat_map(pair).map(Into::into).collect(),
+            issame: (0..PAIRS).map(same).collect(),
+        };
+        set.write_bin(&place.path("pairs.bin"), false).unwrap();
         std::fs::write(place.path("config.toml"), CONFIG).unwrap();
         place
     }
@@ -60,9 +75,10 @@ impl Place {
         finish(self.command(name, more).spawn().unwrap(), code)
     }
 
-    /// The bytes of the weights, and the log without what a clock measured.
+    /// The bytes of the weights, last and best, and the log without what a clock measured.
     fn result(&self, name: &str) -> (Vec<u8>, Vec<serde_json::Value>) {
-        let weights = std::fs::read(self.path(name).join("model.safetensors")).unwrap();
+        let mut weights = std::fs::read(self.path(name).join("model.safetensors")).unwrap();
+        weights.extend(std::fs::read(self.path(name).join("model_best.safetensors")).unwrap());
         let log = std::fs::read_to_string(self.path(name).join("metrics.jsonl")).unwrap();
         let record = |line: &str| {
             let mut record: serde_json::Value = serde_json::from_str(line).unwrap();
@@ -84,7 +100,8 @@ impl Place {
     }
 }
 
-/// Every part of the state is used: momentum, dropout, clipping, EPL from the second epoch on, statistics, a schedule.
+/// Momentum, dropout, clipping, EPL from the second epoch on, statistics, a schedule, augmentation, evaluation and the best
+/// weights. [`OTHER`] has what excludes some of that.
 const CONFIG: &str = r#"
 [model]
 arch = "ir18"
@@ -100,6 +117,7 @@ scale = 16.0
 start_epoch = 2
 [data]
 train = "faces"
+augment = ["mirror", { kind = "shift", pixels = 2 }]
 [optim]
 lr = 0.05
 clip_norm = 5.0
@@ -111,7 +129,29 @@ batch_size = 4
 checkpoint_every = 2
 keep_checkpoints = 2
 log_every = 1
+eval = ["pairs.bin"]
 "#;
+
+/// A bias, classes that are sampled and walked in tiles, steps of several batches, steps that may be skipped, lines of
+/// several steps, one checkpoint.
+const OTHER: [&str; 16] = [
+    "--set",
+    "head.kind=uniface",
+    "--set",
+    "head.sample_rate=0.9",
+    "--set",
+    "train.batch_size=2",
+    "--set",
+    "train.accumulate=2",
+    "--set",
+    "train.nonfinite=skip",
+    "--set",
+    "train.log_every=3",
+    "--set",
+    "train.keep_checkpoints=1",
+    "--set",
+    "train.epochs=5",
+];
 
 /// A rate that does not depend on where the run ends, for runs whose end is moved.
 const CONSTANT: [&str; 2] = ["--set", "optim.schedule={kind=\"constant\"}"];
@@ -160,7 +200,7 @@ fn killed_thirty_times_at_random_it_ends_in_the_same_bits() {
     place.run("undisturbed", &[], 0);
     let whole = started.elapsed();
     let undisturbed = place.result("undisturbed");
-    assert_eq!(undisturbed.1.len() as u64, STEPS + u64::from(EPOCHS), "a line a step, and one an epoch");
+    assert_eq!(undisturbed.1.len() as u64, STEPS + 2 * u64::from(EPOCHS), "a line a step, and two an epoch");
     assert_eq!(checkpoints(&place.path("undisturbed")).len(), 2);
 
     // Several runs one after the other, each until it is done; half of the kills come while something is written.
@@ -205,11 +245,11 @@ fn killed_thirty_times_at_random_it_ends_in_the_same_bits() {
 #[cfg(unix)]
 fn a_signal_stops_it_with_a_checkpoint_and_it_goes_on() {
     let place = Place::new();
-    place.run("undisturbed", &["--set", "train.epochs=6"], 0);
+    place.run("undisturbed", &OTHER, 0);
     let undisturbed = place.result("undisturbed");
     for signal in ["-INT", "-TERM"] {
         let name = format!("stopped{signal}");
-        let more = ["--set", "train.epochs=6", "--set", "train.checkpoint_every=0"];
+        let more = [&OTHER[..], &["--set", "train.checkpoint_every=0"]].concat();
         let mut stops = 0;
         loop {
             let child = place.command(&name, &[&more[..], &["--resume"]].concat()).spawn().unwrap();
@@ -340,4 +380,49 @@ fn what_a_checkpoint_is_not_for_is_refused() {
     let init =
         format!("model.init={}", place.path("run/checkpoints/step-00000005/state.safetensors").display());
     place.run("from weights", &["--set", &init, "--set", "train.max_steps=1"], 0);
+}
+
+#[test]
+fn an_epoch_that_the_limit_of_steps_cuts_off_ends_once() {
+    let place = Place::new();
+    place.run("cut", &["--set", "train.max_steps=5"], 0);
+    let (_, log) = place.result("cut");
+    let kinds: Vec<&str> = log.iter().map(|record| record["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["step", "step", "step", "step", "step", "prototypes", "eval"]);
+}
+
+#[test]
+fn a_run_that_ended_among_its_last_files_is_run_again() {
+    let place = Place::new();
+    let brief = ["--set", "train.epochs=1"];
+    place.run("undisturbed", &brief, 0);
+    let undisturbed = place.result("undisturbed");
+    place.run("again", &brief, 0);
+    // As if no checkpoint could be written and the report was not yet.
+    std::fs::remove_dir_all(place.path("again/checkpoints")).unwrap();
+    std::fs::remove_file(place.path("again/report.html")).unwrap();
+    let said = place.run("again", &[&brief[..], &["--resume"]].concat(), 0);
+    assert!(said.contains("starting from the beginning"), "{said}");
+    place.same("again", &undisturbed);
+    // A run that has all of its files is not: it has nothing to go on from.
+    std::fs::remove_dir_all(place.path("again/checkpoints")).unwrap();
+    let said = place.run("again", &[&brief[..], &["--resume"]].concat(), 2);
+    assert!(said.contains("already holds a finished run"), "{said}");
+    place.same("again", &undisturbed);
+}
+
+#[test]
+fn a_verification_set_that_cannot_be_read_is_found_before_the_training() {
+    let place = Place::new();
+    let set = VerificationSet {
+        name: "broken".into(),
+        images: (0..20)
+            .map(|i| if i == 13 { b"no image"[..].into() } else { b"P6 1 1 255\nabc"[..].into() })
+            .collect(),
+        issame: vec![true; 10],
+    };
+    set.write_bin(&place.path("broken.bin"), false).unwrap();
+    let said = place.run("run", &["--set", "train.eval=['broken.bin']"], 1);
+    assert!(said.contains("broken, image 13"), "{said}");
+    assert!(!place.path("run").exists());
 }

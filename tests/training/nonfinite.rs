@@ -3,13 +3,18 @@
 use std::sync::Arc;
 
 use epl::config::{Config, HeadKind, NonFinite, Schedule};
-use epl::data::{Dataset, InMemory, Loader, LoaderOptions};
+use epl::data::{Batch, Dataset, InMemory, Loader, LoaderOptions};
 use epl::head::HeadForm;
 use epl::interchange::safetensors::{StateDict, Value};
 use epl::interchange::tensor_file::{TensorFile, TensorSource};
+use epl::model::{HEAD_MOMENTUM, HEAD_QUEUE, HEAD_WEIGHT, Model};
+use epl::nn::Role;
 use epl::train::metrics::{self, Record};
+use epl::train::step::{StepOptions, StepResult, record_step};
+use epl::train::trainer::{spec_of, step_options};
 use epl::train::{Observer, RunOptions, Silent, run_on};
 use epl::{Error, Result};
+use epl_runtime::{Session, SessionOptions};
 
 use super::{BATCH, config, device, faces, head};
 
@@ -101,7 +106,7 @@ fn the_step_the_op_and_the_samples_are_named() {
 }
 
 #[test]
-fn what_is_skipped_is_as_if_it_had_not_been() {
+fn what_is_skipped_is_counted_and_leaves_nothing_that_is_not_finite() {
     for form in [HeadForm::Materialized, HeadForm::Tiled] {
         let folder = tempfile::tempdir().unwrap();
         let mut config = overflowing(folder.path(), form);
@@ -145,4 +150,69 @@ fn weights_that_have_gone_astray_end_the_run_even_so() {
     let message = ended.map(|_| ()).unwrap_err().to_string();
     assert!(message.contains("the last of 50 such steps in a row"), "{message}");
     assert_eq!(heard.0.iter().filter(|line| line.contains("was left out")).count(), 49);
+}
+
+/// Everything that the optimiser moves, as bits.
+fn optimised(model: &Model) -> Vec<u32> {
+    let parameters = &model.spec.parameters;
+    let trained = parameters.entries().iter().filter(|entry| entry.spec.role != Role::Statistic);
+    let mut values: Vec<f32> = trained
+        .flat_map(|entry| {
+            let name = &entry.spec.name;
+            let momentum = parameters.read_momentum(&model.store, name).unwrap();
+            parameters.read(&model.store, name).unwrap().into_iter().chain(momentum)
+        })
+        .collect();
+    for table in [HEAD_WEIGHT, HEAD_MOMENTUM] {
+        values.extend(model.store.read(table).unwrap().into_f32().unwrap());
+    }
+    values.into_iter().map(f32::to_bits).collect()
+}
+
+#[test]
+fn a_step_that_is_not_finite_moves_no_weight_and_no_momentum() {
+    for form in [HeadForm::Materialized, HeadForm::Tiled] {
+        for (clip_norm, clip_head, halt) in [(0.0, true, true), (1.0, true, false), (1.0, false, false)] {
+            let folder = tempfile::tempdir().unwrap();
+            let config = overflowing(folder.path(), form);
+            let model = Model::new(spec_of(&config, 6).unwrap(), &device(), 1).unwrap();
+            model.load(&TensorFile::open(config.model.init.as_ref().unwrap()).unwrap(), "weights").unwrap();
+            let options = StepOptions { clip_norm, clip_head, halt, ..step_options(&config, true) };
+            let recorded = record_step(&model.spec, &options).unwrap();
+            let mut session = Session::new(&recorded.graph, &model.store, SessionOptions::default()).unwrap();
+            let mut step = |magenta: bool, number: u64| {
+                let picture = |i: usize| {
+                    let pixel = if magenta && i == 3 { [255, 0, 255] } else { [90 + i as u8; 3] };
+                    pixel.repeat(256)
+                };
+                let batch = Batch {
+                    images: (0..BATCH).flat_map(picture).collect(),
+                    labels: (0..BATCH as u32).map(|i| i % 6).collect(),
+                    mirror: vec![0; BATCH],
+                    indices: Vec::new(),
+                    epoch: 1,
+                    number: 0,
+                };
+                recorded.inputs.write(&mut session, &batch, number, 1, 0.01, None).unwrap();
+                session.step().unwrap();
+                StepResult::unpack(&session.flush().unwrap()[0].values).unwrap()
+            };
+            assert!(step(false, 0).is_finite());
+            let before = optimised(&model);
+            let prototype = |class: usize| {
+                model.store.read_rows(HEAD_QUEUE, &[class as u32]).unwrap().into_f32().unwrap()
+            };
+            assert!(!step(true, 1).is_finite());
+            assert!(optimised(&model) == before, "{form:?} {clip_norm} {clip_head}: something moved");
+            // Of the class of the bad sample alone: the last of the others came after it.
+            assert!((0..6).all(|class| prototype(class).iter().all(|value| value.is_finite())));
+            let after = step(false, 2);
+            assert!(after.is_finite());
+            assert_eq!(
+                optimised(&model) == before,
+                halt,
+                "after a bad step nothing moves where the run halts"
+            );
+        }
+    }
 }
