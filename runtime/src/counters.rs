@@ -1,6 +1,7 @@
 //! Counters of what is costly, so that "a step allocates nothing and waits for nothing" is shown, not believed.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 /// Live counters of a device.
 #[derive(Debug, Default)]
@@ -29,13 +30,18 @@ pub struct CounterSnapshot {
     pub waits: u64,
     /// Blocking waits for a submission several steps back, because that many steps are already queued.
     pub throttles: u64,
-    /// Time in all of these waits.
+    /// Time in all of these waits and in submissions, in which a driver may wait or work.
     pub waited_nanoseconds: u64,
 }
 
 impl Counters {
     pub(crate) fn count(counter: &AtomicU64) {
         counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn waited_since(&self, started: Instant) {
+        let nanoseconds = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.waited_nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
     }
 
     pub(crate) fn snapshot(&self) -> CounterSnapshot {

@@ -1,7 +1,6 @@
 //! The GPU: choice of adapter, limits, features, buffers and pipelines. Knows kernels, no ops.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -260,7 +259,7 @@ impl Device {
         self.counters.snapshot()
     }
 
-    /// How long the host has waited for the device so far.
+    /// How long the host has waited for the device so far, or handed work to it.
     pub fn waited(&self) -> Duration {
         Duration::from_nanos(self.counters.snapshot().waited_nanoseconds)
     }
@@ -402,7 +401,11 @@ impl Device {
 
     pub(crate) fn submit(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
         Counters::count(&self.counters.submits);
-        let index = self.queue.submit([encoder.finish()]);
+        let commands = encoder.finish();
+        let started = Instant::now();
+        let index = self.queue.submit([commands]);
+        // A driver may run the work right there, as llvmpipe does, and a full queue blocks.
+        self.counters.waited_since(started);
         self.check()?;
         Ok(index)
     }
@@ -418,8 +421,7 @@ impl Device {
         let limit = wgpu::PollType::Wait { submission_index: submission, timeout: Some(WAIT_LIMIT) };
         let started = Instant::now();
         let polled = self.device.poll(limit).map_err(|error| Error::gpu(error.to_string()));
-        let waited = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.counters.waited_nanoseconds.fetch_add(waited, Ordering::Relaxed);
+        self.counters.waited_since(started);
         polled?;
         self.check()
     }

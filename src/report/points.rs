@@ -28,7 +28,7 @@ pub struct StepPoint {
     /// Share of the time since the line before in which the loop waited for the loader, 0 to 1.
     #[serde(default = "nan", deserialize_with = "null_is_nan")]
     pub data_wait: f64,
-    /// Share of that time in which it waited for the device, 0 to 1: with a loop that keeps the device busy, what is not in
+    /// Share of that time in which it waited for the device or handed work to it, 0 to 1: with a loop that keeps the device busy, what is not in
     /// `data_wait`.
     #[serde(default = "nan", deserialize_with = "null_is_nan")]
     pub device_wait: f64,
