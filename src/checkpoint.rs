@@ -153,7 +153,7 @@ impl Checkpoints {
             sha256: String::new(),
         };
         manifest.sha256 = manifest.checksum()?;
-        let text = serde_json::to_string_pretty(&manifest).map_err(|error| at(error.into()))?;
+        let text = serde_json::to_string(&manifest).map_err(|error| at(error.into()))?;
         write_atomically(&partial.join(MANIFEST), text.as_bytes())?;
         sync_folder(partial).map_err(at)
     }
@@ -416,7 +416,7 @@ mod tests {
         std::fs::remove_file(checkpoints.path(4).join(MANIFEST)).unwrap();
         let manifest = checkpoints.path(3).join(MANIFEST);
         let text = std::fs::read_to_string(&manifest).unwrap();
-        std::fs::write(&manifest, text.replace("\"format\": 1", "\"format\": 2")).unwrap();
+        std::fs::write(&manifest, text.replace("\"format\":1", "\"format\":2")).unwrap();
         std::fs::write(checkpoints.path(2).join(STATE), "").unwrap();
         let (step, damaged) = newest(&checkpoints);
         assert_eq!(step, Some(1));
@@ -445,9 +445,7 @@ mod tests {
             }
             std::fs::write(&path, bytes).unwrap();
             let found = checkpoints.newest::<Body>(|_| {}).unwrap().unwrap();
-            // Spaces between the words of the manifest carry nothing.
-            prop_assert!(found.step == 1 || found.body == [2.0, 0.1 + 0.2, 1e-308]);
-            prop_assert!(!which || found.step == 1);
+            prop_assert!(found.step == 1);
         }
     }
 }

@@ -1,9 +1,10 @@
 //! The training loop: epochs, steps, what is logged, and what is left behind.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::checkpoint::{Checkpoint, Checkpoints, producer};
 use crate::config::LearningRate;
@@ -22,6 +23,9 @@ use crate::train::step::StepResult;
 use crate::train::summary::eval_point;
 use crate::train::trainer::{EVALUATION_BATCH, Trainer};
 use crate::{Error, Result};
+
+/// How long the last weights wait for room on a full disk.
+const WAIT_FOR_ROOM: Duration = Duration::from_secs(3600);
 
 /// Asks a run to stop after the step that it is at. Clones ask the same run.
 #[derive(Clone, Debug, Default)]
@@ -274,7 +278,7 @@ impl Trainer {
         around.record(&Record::Prototypes(Box::new(prototypes.clone())))?;
         around.observer.epoch(epoch, progress.sums.mean_loss(), Some(&prototypes));
         if last {
-            self.model.save(&around.folder.weights_path(), step)?;
+            self.save_last(step, around)?;
         }
         let reports = self.evaluate(&mut |report| {
             around.record(&Record::Eval(eval_point(report, step, epoch)))?;
@@ -286,6 +290,31 @@ impl Trainer {
         progress.next_epoch(batches);
         self.try_checkpoint(progress, around);
         Ok(reports)
+    }
+
+    /// Writes the last weights. What a whole training came to is worth waiting for room on the disk.
+    fn save_last(&self, step: u64, around: &mut Around<'_>) -> Result<()> {
+        let path = around.folder.weights_path();
+        let deadline = Instant::now() + WAIT_FOR_ROOM;
+        let mut told = false;
+        loop {
+            match self.model.save(&path, step) {
+                Err(Error::Io { source, .. })
+                    if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+                        && Instant::now() < deadline
+                        && !around.stop.requested() => {}
+                saved => return saved,
+            }
+            if !told {
+                let minutes = WAIT_FOR_ROOM.as_secs() / 60;
+                around.warn(&format!(
+                    "the disk has no room for {}: it is tried again for {minutes} minutes; Ctrl-C gives up",
+                    path.display()
+                ));
+                told = true;
+            }
+            std::thread::sleep(Duration::from_secs(1));
+        }
     }
 
     /// Keeps the weights, if no epoch's mean accuracy on the same sets was better.
