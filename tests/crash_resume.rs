@@ -70,6 +70,24 @@ impl Place {
         command
     }
 
+    /// The same where no file may be longer than `bytes`: a write beyond fails half way, as it does on a full disk.
+    #[cfg(unix)]
+    fn starved(&self, name: &str, more: &[&str], bytes: u64) -> Command {
+        let script = format!(
+            "trap '' XFSZ; ulimit -f {}; exec \"$0\" train config.toml --set train.out={name} \"$@\"",
+            bytes / 512
+        );
+        let mut command = Command::new("sh");
+        command.current_dir(self.folder.path()).args(["-c", &script, env!("CARGO_BIN_EXE_epl")]).args(more);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+    }
+
+    #[cfg(not(unix))]
+    fn starved(&self, name: &str, more: &[&str], _bytes: u64) -> Command {
+        self.command(name, more)
+    }
+
     /// Runs to the end and returns what was said; fails unless it ends with `code`.
     fn run(&self, name: &str, more: &[&str], code: i32) -> String {
         finish(self.command(name, more).spawn().unwrap(), code)
@@ -203,14 +221,25 @@ fn killed_thirty_times_at_random_it_ends_in_the_same_bits() {
     assert_eq!(undisturbed.1.len() as u64, STEPS + 2 * u64::from(EPOCHS), "a line a step, and two an epoch");
     assert_eq!(checkpoints(&place.path("undisturbed")).len(), 2);
 
-    // Several runs one after the other, each until it is done; half of the kills come while something is written.
+    let last = checkpoints(&place.path("undisturbed")).last().copied().unwrap();
+    let state = place.path(&format!("undisturbed/checkpoints/step-{last:08}/state.safetensors"));
+    let state = std::fs::metadata(state).unwrap().len();
+
+    // Several runs one after the other, each until it is done; half of the kills come while something is written, and a
+    // quarter where files cannot be written to their end.
     let mut random = Pcg64::new(7, 7);
-    let (mut kills, mut while_writing, mut runs) = (0, 0, 0);
-    while kills < 32 || while_writing < 8 {
+    let (mut kills, mut while_writing, mut while_full, mut runs) = (0, 0, 0, 0);
+    while kills < 32 || while_writing < 8 || while_full < 4 {
         let name = format!("killed-{runs}");
         runs += 1;
-        loop {
-            let mut child = place.command(&name, &["--resume"]).spawn().unwrap();
+        let ended_full = loop {
+            let full = random.next_u64().is_multiple_of(4);
+            let mut command = if full {
+                place.starved(&name, &["--resume"], random.next_u64() % state)
+            } else {
+                place.command(&name, &["--resume"])
+            };
+            let mut child = command.spawn().unwrap();
             let share = (random.next_u64() % 1000) as f64 / 1000.0;
             let deadline = Instant::now() + whole.mul_f64(1.2 * share);
             let wait_for_writing = random.next_u64().is_multiple_of(2);
@@ -226,19 +255,34 @@ fn killed_thirty_times_at_random_it_ends_in_the_same_bits() {
                     std::thread::sleep(Duration::from_micros(200));
                 }
             };
+            if ended && full {
+                // Where its last files have no room it goes on with some.
+                if child.wait().unwrap().success() {
+                    break true;
+                }
+                continue;
+            }
             if ended {
                 finish(child, 0);
-                break;
+                break false;
             }
             // SIGKILL: nothing of the program runs after it.
             child.kill().unwrap();
             child.wait().unwrap();
             kills += 1;
+            while_full += u32::from(full);
             while_writing += u32::from(files(&place.path(&name)).iter().any(|path| is_partial(path)));
+        };
+        if ended_full {
+            // The log may have found no room.
+            assert!(place.result(&name).0 == undisturbed.0, "{name}: other weights");
+        } else {
+            place.same(&name, &undisturbed);
         }
-        place.same(&name, &undisturbed);
     }
-    println!("{kills} kills, {while_writing} of them while something was written, in {runs} runs");
+    println!(
+        "{kills} kills, {while_writing} of them while something was written, {while_full} on a full disk, in {runs} runs"
+    );
 }
 
 #[test]
@@ -290,22 +334,12 @@ fn where_no_checkpoint_can_be_written_training_goes_on_and_nothing_saved_is_lost
     std::fs::remove_file(place.path("full/model.safetensors")).unwrap();
     let before = checkpoints(&place.path("full"));
     assert_eq!(before.last(), Some(&9));
-    // A limit on the length of files fails the write of a checkpoint half way, as a full disk does.
     let state =
         std::fs::metadata(place.path("full/checkpoints/step-00000009/state.safetensors")).unwrap().len();
-    let said = {
-        let limit = state / 2 / 512;
-        let script = format!(
-            "trap '' XFSZ; ulimit -f {limit}; exec \"$0\" train config.toml --set train.out=full \"$@\" --resume"
-        );
-        let mut command = Command::new("sh");
-        command
-            .current_dir(place.folder.path())
-            .args(["-c", &script, env!("CARGO_BIN_EXE_epl")])
-            .args(CONSTANT);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        finish(command.spawn().unwrap(), 1)
-    };
+    let said = finish(
+        place.starved("full", &[&CONSTANT[..], &["--resume"]].concat(), state / 2).spawn().unwrap(),
+        1,
+    );
     // The last weights are too long as well: that ends the run with an error, after all that could be done.
     assert!(
         said.contains("warning: no checkpoint after step 10") && said.contains("training goes on"),
