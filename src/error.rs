@@ -70,7 +70,15 @@ impl Error {
                     Some("check the path; relative ones start at the current folder")
                 }
                 std::io::ErrorKind::PermissionDenied => Some("check who may read and write there"),
-                std::io::ErrorKind::StorageFull => Some("free space on that disk"),
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                    Some("free space on that disk")
+                }
+                std::io::ErrorKind::NotADirectory => {
+                    Some("a part of that path is a file: choose another folder")
+                }
+                std::io::ErrorKind::ReadOnlyFilesystem => {
+                    Some("that disk is read-only: choose another folder")
+                }
                 _ => None,
             },
             Self::Data { hint, .. } | Self::Usage { hint, .. } => Some(hint),

@@ -96,7 +96,8 @@ fn check_folder(config: &Config, outcome: &Outcome) {
     let mut names: Vec<String> = std::fs::read_dir(out)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .filter(|name| name != "checkpoints" && !name.starts_with("events.out.tfevents."))
+        .filter(|name| !["checkpoints", "run.lock"].contains(&name.as_str()))
+        .filter(|name| !name.starts_with("events.out.tfevents."))
         .collect();
     names.sort();
     assert_eq!(names, ["config.toml", "metrics.jsonl", "model.safetensors", "report.html"]);
