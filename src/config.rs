@@ -235,7 +235,12 @@ impl Config {
     /// [`Error::Io`] if the file cannot be read, otherwise those of [`Config::from_toml`].
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|source| Error::io(path, source))?;
-        Self::from_toml(&text, overrides)
+        Self::from_toml(&text, overrides).map_err(|error| match error {
+            Error::Usage { what, hint } if what.starts_with(reader::NOT_TOML) => {
+                Error::usage(format!("{}: {what}", path.display()), hint)
+            }
+            other => other,
+        })
     }
 
     /// Reads a configuration from TOML, applies `overrides` and checks the result.

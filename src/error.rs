@@ -73,6 +73,10 @@ impl Error {
                 std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
                     Some("free space on that disk")
                 }
+                std::io::ErrorKind::InvalidData => {
+                    Some("it is not a text file; check that it is the right one")
+                }
+                std::io::ErrorKind::AlreadyExists => Some("something with that name is in the way"),
                 std::io::ErrorKind::NotADirectory => {
                     Some("a part of that path is a file: choose another folder")
                 }

@@ -453,10 +453,37 @@ fn a_verification_set_that_cannot_be_read_is_found_before_the_training() {
         images: (0..20)
             .map(|i| if i == 13 { b"no image"[..].into() } else { b"P6 1 1 255\nabc"[..].into() })
             .collect(),
-        issame: vec![true; 10],
+        issame: (0..10).map(|pair| pair < 5).collect(),
     };
     set.write_bin(&place.path("broken.bin"), false).unwrap();
     let said = place.run("run", &["--set", "train.eval=['broken.bin']"], 1);
     assert!(said.contains("broken, image 13"), "{said}");
     assert!(!place.path("run").exists());
+    // Nor one on which the protocol cannot be run, nor two that would go by one name.
+    let same = VerificationSet { issame: vec![true; 10], ..set };
+    same.write_bin(&place.path("same.bin"), false).unwrap();
+    let said = place.run("run", &["--set", "train.eval=['same.bin']"], 1);
+    assert!(said.contains("same: found 10 matching pairs of 10"), "{said}");
+    let said = place.run("run", &["--set", "train.eval=['pairs.bin', './pairs.bin']"], 2);
+    assert!(said.contains("have one name"), "{said}");
+}
+
+#[test]
+fn a_sample_that_cannot_be_read_costs_no_step_before_it() {
+    let place = Place::new();
+    place.run("undisturbed", &[], 0);
+    let undisturbed = place.result("undisturbed");
+    let image = place.path("faces/3/7.png");
+    let whole = std::fs::read(&image).unwrap();
+    std::fs::write(&image, "no image").unwrap();
+    let more = ["--set", "train.checkpoint_every=0"];
+    let said = place.run("spoiled", &more, 1);
+    assert!(said.contains("faces/3/7.png"), "{said}");
+    let [reached] = checkpoints(&place.path("spoiled"))[..] else {
+        panic!("a checkpoint was written: {said}")
+    };
+    std::fs::write(&image, whole).unwrap();
+    let said = place.run("spoiled", &[&more[..], &["--resume"]].concat(), 0);
+    assert!(said.contains(&format!("going on after step {reached}")), "{said}");
+    place.same("spoiled", &undisturbed);
 }

@@ -13,11 +13,14 @@ use toml::{Table, Value};
 use super::Config;
 use crate::{Error, Result};
 
+/// How the message of a file that is no TOML begins.
+pub(super) const NOT_TOML: &str = "the configuration is not valid TOML";
+
 /// Parses `text`, applies the overrides in order, and deserializes the result.
 pub(super) fn read<T: DeserializeOwned>(text: &str, overrides: &[String]) -> Result<T> {
     let mut table: Table = text.parse().map_err(|error: toml::de::Error| {
         Error::usage(
-            format!("the configuration is not valid TOML: {}", error.to_string().trim_end()),
+            format!("{NOT_TOML}: {}", error.to_string().trim_end()),
             "correct the place shown; strings need quotes, tables are written [name]",
         )
     })?;

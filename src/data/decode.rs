@@ -34,7 +34,17 @@ const FORMATS: &str = "a JPEG, PNG, BMP, PGM or WebP image";
 /// Names the image as `place()` does: not an image, damaged or cut off, or, without `resize`, of another size.
 pub fn decode(encoded: &[u8], size: [usize; 2], resize: bool, place: impl Fn() -> String) -> Result<Image> {
     let [height, width] = size;
-    let mut rgb = vec![0; height * width * 3];
+    let bytes = height.checked_mul(width).and_then(|pixels| pixels.checked_mul(3));
+    // Here the size may be what the image says of itself, and a few bytes of header can say anything.
+    let Some(bytes) = bytes.filter(|&bytes| bytes as u64 <= MAX_DECODED) else {
+        return Err(Error::data(
+            place(),
+            format!("an image of {height} x {width} (height x width)"),
+            format!("at most {} MiB decoded", MAX_DECODED >> 20),
+            "scale it down, replace or remove it",
+        ));
+    };
+    let mut rgb = vec![0; bytes];
     decode_into(encoded, size, resize, &mut rgb, place)?;
     Ok(Image { rgb, height, width })
 }

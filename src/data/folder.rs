@@ -231,7 +231,12 @@ fn list(folder: &Path) -> Result<Listing> {
             let path = entry.path();
             kind = std::fs::metadata(&path).map_err(|source| Error::io(&path, source))?.file_type();
         }
-        if kind.is_dir() { listing.folders.push(name) } else { listing.files.push(name) }
+        // A pipe or a socket is no image, and reading it may never end.
+        match (kind.is_dir(), kind.is_file()) {
+            (true, _) => listing.folders.push(name),
+            (_, true) => listing.files.push(name),
+            _ => {}
+        }
     }
     natural_sort(&mut listing.folders);
     natural_sort(&mut listing.files);

@@ -293,7 +293,8 @@ fn parse_index(path: &Path, text: &str, file_length: u64, on_fault: OnFault<'_>)
             format!("{}, line {}", path.display(), line + 1),
             found,
             expected,
-            "delete the .idx file to have the records found by a pass over the .rec file",
+            "if the .rec file is shorter than it was, copy it again; if the index is wrong, delete the .idx file to have the \
+             records found by a pass over the .rec file",
         )
     };
     let mut entries = Vec::new();

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::data::{Image, VerificationSet};
 use crate::eval::embedder::Embedder;
-use crate::eval::verify::{VerificationReport, verify};
+use crate::eval::verify::{VerificationReport, check_pairs, verify};
 use crate::{Error, Result};
 
 /// Pairs of images, and whether each pair is of one person.
@@ -88,11 +88,12 @@ impl PairSet {
         }
     }
 
-    /// Decodes every image once at `size` = `[H, W]`, on all cores.
+    /// Checks that the protocol can be run on the set, and decodes every image once at `size` = `[H, W]`, on all cores.
     ///
     /// # Errors
-    /// The first image that cannot be read, by its number.
+    /// Too few pairs, or pairs of one kind only; the first image that cannot be read, by its number.
     pub fn check(&self, size: [usize; 2]) -> Result<()> {
+        check_pairs(&self.name, &self.issame)?;
         let Images::Encoded(set) = &self.images else { return Ok(()) };
         let faults: Vec<Error> =
             (0..self.images()).into_par_iter().filter_map(|index| set.decode(index, size).err()).collect();

@@ -47,14 +47,11 @@ pub struct VerificationReport {
     pub roc: Vec<(f32, f32)>,
 }
 
-/// Runs the protocol on `embeddings` `[2N, D]`, the images of pair i being rows 2i and 2i + 1, each row already the
-/// sum of the image's embedding and its mirror image's; `issame` `[N]`.
+/// Whether the protocol can be run on pairs of these kinds.
 ///
 /// # Errors
-/// Lengths that do not fit, fewer than ten pairs, only matching or only non-matching pairs, and embeddings that
-/// are not finite.
-pub fn verify(name: &str, embeddings: &[f32], dim: usize, issame: &[bool]) -> Result<VerificationReport> {
-    let distances = squared_distances(name, embeddings, dim, issame.len())?;
+/// Fewer than ten pairs, only matching or only non-matching pairs.
+pub fn check_pairs(name: &str, issame: &[bool]) -> Result<()> {
     let same_total = issame.iter().filter(|&&same| same).count();
     let faulty = |found: String, expected: &str| {
         Err(Error::data(name, found, expected, "the protocol cannot be run on this set; add such pairs"))
@@ -68,6 +65,18 @@ pub fn verify(name: &str, embeddings: &[f32], dim: usize, issame: &[bool]) -> Re
             "matching and other pairs",
         );
     }
+    Ok(())
+}
+
+/// Runs the protocol on `embeddings` `[2N, D]`, the images of pair i being rows 2i and 2i + 1, each row already the
+/// sum of the image's embedding and its mirror image's; `issame` `[N]`.
+///
+/// # Errors
+/// Lengths that do not fit, fewer than ten pairs, only matching or only non-matching pairs, and embeddings that
+/// are not finite.
+pub fn verify(name: &str, embeddings: &[f32], dim: usize, issame: &[bool]) -> Result<VerificationReport> {
+    let distances = squared_distances(name, embeddings, dim, issame.len())?;
+    check_pairs(name, issame)?;
 
     let accuracy_folds = FoldCounts::new(&distances, issame, ACCURACY_THRESHOLDS, ACCURACY_STEP);
     let accuracies = std::array::from_fn(|fold| {

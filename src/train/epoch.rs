@@ -34,6 +34,11 @@ impl EpochSums {
         result.cosine_before_update.iter().for_each(|&cosine| self.before_update.add(cosine));
     }
 
+    /// The number of steps.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
     /// Mean loss of the steps; NaN before the first.
     pub fn mean_loss(&self) -> f64 {
         self.loss / self.steps as f64

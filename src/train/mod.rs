@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use epl_runtime::Device;
 
-use crate::Result;
 use crate::checkpoint::{Checkpoint, Checkpoints};
 use crate::config::Config;
 use crate::data::{self, Dataset};
 use crate::eval::pairs::PairSet;
+use crate::{Error, Result};
 
 pub mod epoch;
 pub mod events;
@@ -66,8 +66,18 @@ pub fn run(
     let dataset: Arc<dyn Dataset> = data::open(&config.data.train, &as_read)?.into();
     let sets =
         config.train.eval.iter().map(|path| PairSet::open_bin(path)).collect::<Result<Vec<PairSet>>>()?;
-    // An image that cannot be read is found now, and not at the end of the first epoch.
-    sets.iter().try_for_each(|set| set.check(config.model.input))?;
+    for (index, (set, path)) in sets.iter().zip(&config.train.eval).enumerate() {
+        if let Some(first) = sets.iter().take(index).position(|other| other.name() == set.name()) {
+            let other =
+                config.train.eval.get(first).map(|path| path.display().to_string()).unwrap_or_default();
+            return Err(Error::usage(
+                format!("`train.eval`: {other} and {} have one name", path.display()),
+                "results go by the names of the files: rename one",
+            ));
+        }
+        // A set that cannot be evaluated is found now, and not at the end of the first epoch.
+        set.check(config.model.input)?;
+    }
     run_on(config, device, dataset, sets, options, observer)
 }
 

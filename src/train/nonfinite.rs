@@ -117,7 +117,8 @@ impl Trainer {
         };
         format!(
             "{taken}, and {} names its whole batch. Lower optim.lr (it was {} here), set optim.clip_norm = 5, look at \
-             those images{skip}; then go on from {from} with --resume",
+             those images{skip}; then go on from {from} with --resume. Should the same step fail \
+             again, the weights had grown out of range before: move the newest folders in checkpoints/ away",
             path.display(),
             flight.lr
         )

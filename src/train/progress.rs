@@ -62,6 +62,8 @@ pub(super) struct Progress {
     started: Instant,
     /// When the last line was logged, without the time in which the clock stood still since.
     pub(super) logged_at: Instant,
+    /// When the last results came, likewise.
+    pub(super) collected_at: Instant,
     /// When the clock was stopped.
     stopped: Option<Instant>,
     pub(super) logged_images: usize,
@@ -102,6 +104,7 @@ impl Progress {
             train_seconds: 0.0,
             started: now,
             logged_at: now,
+            collected_at: now,
             stopped: Some(now),
             logged_images: 0,
             waited: Duration::ZERO,
@@ -137,6 +140,7 @@ impl Progress {
         let now = Instant::now();
         if let Some(stopped) = self.stopped.take() {
             self.logged_at += now.duration_since(stopped);
+            self.collected_at += now.duration_since(stopped);
             self.device_waited += device_waited.saturating_sub(self.device_waited_at_stop);
         }
         self.started = now;
@@ -150,10 +154,10 @@ impl Progress {
         self.device_waited_at_stop = device_waited;
     }
 
-    /// A line was logged.
-    pub(super) fn logged(&mut self, device_waited: Duration) {
+    /// A line was logged of what was done by `at`.
+    pub(super) fn logged(&mut self, at: Instant, device_waited: Duration) {
         self.device_waited = device_waited;
-        self.logged_at = Instant::now();
+        self.logged_at = at;
         self.logged_images = 0;
         self.waited = Duration::ZERO;
     }

@@ -228,7 +228,18 @@ impl Trainer {
         progress.start_clock(self.device.waited());
         while progress.submitted < progress.total && progress.batch < steps_per_epoch {
             let asked = Instant::now();
-            let batch = batches.next().unwrap_or_else(|| Err(no_batch(progress)))?;
+            let batch = match batches.next().unwrap_or_else(|| Err(no_batch(progress))) {
+                Ok(batch) => batch,
+                Err(error) => {
+                    // The state is as whole as ever: what was trained so far need not be lost with this sample.
+                    self.collect(true, progress, around)?;
+                    progress.stop_clock(self.device.waited());
+                    if progress.submitted > 0 {
+                        self.try_checkpoint(progress, around);
+                    }
+                    return Err(error);
+                }
+            };
             progress.waited += asked.elapsed();
             if (batch.epoch, batch.number as u64) != (progress.epoch, progress.batch) {
                 return Err(no_batch(progress));
@@ -265,8 +276,18 @@ impl Trainer {
     ) -> Result<Vec<VerificationReport>> {
         let (epoch, step) = (progress.epoch, progress.submitted);
         let batches = self.loader.batches_per_epoch() as u64;
+        if last && progress.sums.steps() == 0 && progress.skipped > 0 {
+            return Err(Error::data(
+                format!("epoch {epoch}, the last one"),
+                "not one step that was finite",
+                "some",
+                "lower optim.lr or set optim.clip_norm = 5, and go on from a checkpoint from before (--resume takes the \
+                 newest: move newer ones away), or start anew",
+            ));
+        }
         if last || !self.sets.is_empty() {
-            // Before all that may take long or fail: it says that the epoch's steps are done and its end is not.
+            // Before all that may take long or fail: it says that the epoch's steps are done and its end is not. That one
+            // is not announced, since another one follows.
             self.try_checkpoint(progress, around);
         }
         let prototypes = if progress.batch >= batches {
@@ -379,7 +400,9 @@ impl Trainer {
             bytes = written.0;
             Ok(written)
         })?;
-        observer.checkpoint(step, bytes, started.elapsed());
+        if progress.batch < self.loader.batches_per_epoch() as u64 {
+            observer.checkpoint(step, bytes, started.elapsed());
+        }
         if let Err(error) = checkpoints.prune(self.config.train.keep_checkpoints) {
             around.warn(&format!("older checkpoints are still there: {}", with_hint(&error)));
         }
@@ -411,7 +434,13 @@ impl Trainer {
     fn collect(&mut self, wait: bool, progress: &mut Progress, around: &mut Around<'_>) -> Result<()> {
         let Some((_, _, session)) = &mut self.session else { return Ok(()) };
         let done = if wait { session.flush()? } else { session.finished()? };
-        for finished in done {
+        // Results come several at once; each has its share of the time since the last ones came.
+        let (came, count) = (progress.collected_at, done.len().max(1) as u32);
+        let each = came.elapsed() / count;
+        if !done.is_empty() {
+            progress.collected_at = Instant::now();
+        }
+        for (number, finished) in (1..).zip(done) {
             let Some(flight) = progress.flights.pop_front() else { break };
             let result = StepResult::unpack(&finished.values)?;
             if result.is_finite() {
@@ -426,7 +455,7 @@ impl Trainer {
                 self.not_finite(&flight, &result, progress, around)?;
             }
             progress.logged_images += self.config.train.images_per_step();
-            let now = Instant::now();
+            let now = came + each * number;
             let seconds = now.duration_since(progress.logged_at).as_secs_f64().max(1e-9);
             let point = StepPoint {
                 step: flight.step + 1,
@@ -436,16 +465,17 @@ impl Trainer {
                 images_per_second: progress.logged_images as f64 / seconds,
                 grad_norm: f64::from(result.grad_norm),
                 loss_scale: progress.loss_scale,
-                data_wait: progress.waited.as_secs_f64() / seconds,
-                device_wait: self.device.waited().saturating_sub(progress.device_waited).as_secs_f64()
-                    / seconds,
+                data_wait: (progress.waited.as_secs_f64() / seconds).min(1.0),
+                device_wait: (self.device.waited().saturating_sub(progress.device_waited).as_secs_f64()
+                    / seconds)
+                    .min(1.0),
                 skipped: progress.skipped,
             };
             around.observer.step(&point);
             // The last step always, so that every run has a line of its steps.
             if point.step.is_multiple_of(self.config.train.log_every.max(1)) || point.step == progress.total {
                 around.record(&Record::Step(point))?;
-                progress.logged(self.device.waited());
+                progress.logged(now, self.device.waited());
             }
         }
         Ok(())

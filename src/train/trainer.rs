@@ -80,6 +80,18 @@ fn loader_of(config: &Config, dataset: &Arc<dyn Dataset>) -> Result<Loader> {
         shuffle: config.data.shuffle,
         augment: config.data.augment.clone(),
     };
+    let images = config.train.images_per_step();
+    if config.train.accumulate > 1 && dataset.len() < images {
+        return Err(Error::usage(
+            format!(
+                "a step is train.accumulate = {} batches of train.batch_size = {}, {images} images, but the data has {}",
+                config.train.accumulate,
+                config.train.batch_size,
+                dataset.len()
+            ),
+            "lower train.accumulate or train.batch_size",
+        ));
+    }
     let loader = Loader::new(dataset.clone(), options)?;
     let ([height, width], [input_height, input_width]) = (loader.image_size(), config.model.input);
     if [height, width] != config.model.input {

@@ -152,6 +152,18 @@ fn weights_that_have_gone_astray_end_the_run_even_so() {
     assert_eq!(heard.0.iter().filter(|line| line.contains("was left out")).count(), 49);
 }
 
+#[test]
+fn a_run_whose_last_epoch_was_skipped_is_no_success() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(&folder.path().join("run"), head(HeadKind::CosFace, false), 3);
+    config.train.nonfinite = NonFinite::Skip;
+    config.optim.lr = 1e30;
+    let ended = run_on(config, &device(), faces(), Vec::new(), &RunOptions::default(), &mut Silent);
+    let message = ended.map(|_| ()).unwrap_err().to_string();
+    assert!(message.contains("epoch 3, the last one: found not one step that was finite"), "{message}");
+    assert!(!folder.path().join("run/model.safetensors").exists());
+}
+
 /// Everything that the optimiser moves, as bits.
 fn optimised(model: &Model) -> Vec<u32> {
     let parameters = &model.spec.parameters;

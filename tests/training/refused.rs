@@ -218,9 +218,9 @@ fn one_image_of_another_size_among_many() {
     );
     assert!(error.hint().unwrap().contains("data.resize"), "{error}");
     assert!(!place.out().join("model.safetensors").exists(), "a run that failed is not finished");
-    // What the hint says helps, in the same folder.
+    // What the hint says helps, in the same folder, with what was trained before.
     config.data.resize = true;
-    run(config, &device(), &RunOptions::default(), &mut Silent).unwrap();
+    run(config, &device(), &RunOptions { resume: true, ..RunOptions::default() }, &mut Silent).unwrap();
     assert!(place.out().join("model.safetensors").exists());
 }
 
