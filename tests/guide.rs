@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use epl::config::{Config, HeadKind, LearningRate};
+use epl::head::EplSettings;
 use pulldown_cmark::{CodeBlockKind, Event, Parser, Tag, TagEnd};
 
 const GUIDE: &str = include_str!("../docs/training.md");
@@ -113,4 +114,43 @@ fn the_keys_of_the_guide_exist() {
         checked += 1;
     }
     assert!(checked > 20, "{checked}");
+}
+
+/// The keys of a table, and of the tables in it, with the values.
+fn leaves(prefix: &str, table: &toml::Table, found: &mut Vec<(String, String)>) {
+    for (name, value) in table {
+        match value {
+            toml::Value::Table(inner) if name != "schedule" => {
+                leaves(&format!("{prefix}{name}."), inner, found)
+            }
+            value => found.push((format!("{prefix}{name}"), value.to_string())),
+        }
+    }
+}
+
+#[test]
+fn every_key_is_explained_with_its_default() {
+    const REFERENCE: &str = include_str!("../docs/configuration.md");
+    let mut config = Config::default();
+    config.head.epl = Some(EplSettings::default());
+    let table: toml::Table = toml::to_string(&config).unwrap().parse().unwrap();
+    let mut keys = Vec::new();
+    leaves("", &table, &mut keys);
+    assert!(keys.len() > 30);
+    for (key, default) in keys {
+        let (section, name) = key.rsplit_once('.').unwrap();
+        let start =
+            REFERENCE.find(&format!("`[{section}]`")).unwrap_or_else(|| panic!("no section {section}"));
+        let row = REFERENCE[start..].lines().find(|line| line.starts_with(&format!("| `{name}` |")));
+        let row = row.unwrap_or_else(|| panic!("{key} is not explained"));
+        let told = row.split('|').nth(2).unwrap().trim().trim_matches('`');
+        let same = match (told.parse::<f64>(), default.parse::<f64>()) {
+            (Ok(told), Ok(default)) => told == default,
+            _ => told == default || matches!(told, "required" | "multistep"),
+        };
+        assert!(same, "{key}: {told} in the documentation, {default} in the program");
+    }
+    for name in ["blocks", "init", "num_classes"] {
+        assert!(REFERENCE.contains(&format!("| `{name}` |")), "{name}");
+    }
 }

@@ -420,6 +420,14 @@ mod tests {
     }
 
     #[test]
+    fn a_size_that_a_header_only_claims_is_refused_before_anything_is_allocated() {
+        for size in [[99_999_999, 99_999_999], [usize::MAX, usize::MAX], [usize::MAX, 1]] {
+            let error = decode(b"P5\n99999999 99999999\n255\n", size, false, || "a.pgm".into()).unwrap_err();
+            assert!(error.to_string().contains("a.pgm") && error.to_string().contains("512 MiB"), "{error}");
+        }
+    }
+
+    #[test]
     fn a_header_that_declares_more_than_memory_is_refused_before_decoding() {
         let side = 200_000_u32.to_be_bytes();
         // 8 bits of RGB, not interlaced.
