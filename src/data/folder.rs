@@ -44,7 +44,7 @@ impl FolderDataset {
     /// # Errors
     /// Those of `on_fault`; no identity folder in `root`, or more of them than `options.num_classes`.
     pub fn open_past(root: &Path, options: &Options, on_fault: OnFault<'_>) -> Result<Self> {
-        let listing = list(root)?;
+        let listing = list(root, on_fault)?;
         if listing.folders.is_empty() {
             return Err(no_identities(root, &listing));
         }
@@ -85,7 +85,7 @@ impl FolderDataset {
 
     fn add_identity(&mut self, identity: OsString, on_fault: OnFault<'_>) -> Result<()> {
         let path = self.root.join(&identity);
-        let listing = match list(&path) {
+        let listing = match list(&path, on_fault) {
             Ok(listing) => listing,
             Err(error) => return on_fault(error),
         };
@@ -196,7 +196,7 @@ impl Stored for FolderDataset {
 /// # Errors
 /// A folder or a file in it that cannot be read, and an image in a format that is not read.
 pub fn loose_images(folder: &Path) -> Result<Option<Vec<PathBuf>>> {
-    let listing = list(folder)?;
+    let listing = list(folder, &mut Err)?;
     let is_record = |file: &OsString| has_extension(Path::new(file), "rec");
     if !listing.folders.is_empty() || listing.files.iter().any(is_record) {
         return Ok(None);
@@ -217,7 +217,7 @@ struct Listing {
     files: Vec<OsString>,
 }
 
-fn list(folder: &Path) -> Result<Listing> {
+fn list(folder: &Path, on_fault: OnFault<'_>) -> Result<Listing> {
     let failed = |source| Error::io(folder, source);
     let mut listing = Listing { folders: Vec::new(), files: Vec::new() };
     for entry in std::fs::read_dir(folder).map_err(failed)? {
@@ -229,7 +229,14 @@ fn list(folder: &Path) -> Result<Listing> {
         let mut kind = entry.file_type().map_err(failed)?;
         if kind.is_symlink() {
             let path = entry.path();
-            kind = std::fs::metadata(&path).map_err(|source| Error::io(&path, source))?.file_type();
+            kind = match std::fs::metadata(&path) {
+                Ok(target) => target.file_type(),
+                // A link to nothing costs itself alone.
+                Err(source) => {
+                    on_fault(Error::io(&path, source))?;
+                    continue;
+                }
+            };
         }
         // A pipe or a socket is no image, and reading it may never end.
         match (kind.is_dir(), kind.is_file()) {
@@ -314,6 +321,28 @@ mod tests {
 
     fn options() -> Options {
         Options { size: [4, 4], ..Options::default() }
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_link_to_nothing_costs_itself_alone() {
+        let root = tempfile::tempdir().unwrap();
+        for identity in ["a", "b"] {
+            std::fs::create_dir(root.path().join(identity)).unwrap();
+            std::fs::write(root.path().join(identity).join("1.png"), "").unwrap();
+        }
+        std::os::unix::fs::symlink("nowhere", root.path().join("b/2.png")).unwrap();
+        std::os::unix::fs::symlink("loop", root.path().join("loop")).unwrap();
+        let mut faults = Vec::new();
+        let dataset = FolderDataset::open_past(root.path(), &Options::default(), &mut |fault| {
+            faults.push(fault.to_string());
+            Ok(())
+        });
+        let dataset = dataset.unwrap();
+        assert_eq!((Dataset::len(&dataset), Dataset::num_classes(&dataset)), (2, 2));
+        assert!(faults[0].contains("loop") && faults[1].contains("2.png") && faults.len() == 2, "{faults:?}");
+        let error = FolderDataset::open(root.path(), &Options::default()).unwrap_err();
+        assert!(error.to_string().contains("loop"), "{error}");
     }
 
     #[test]
