@@ -240,6 +240,14 @@ impl RecordFile {
         Ok(payload)
     }
 
+    /// The offset behind the record at `entry`.
+    ///
+    /// # Errors
+    /// A damaged record; the error names the file, the key and the offset.
+    pub fn end_of(&self, entry: Entry) -> Result<u64> {
+        read_record(&self.map, entry.offset).map(|(_, end)| end).map_err(|fault| self.error(entry, fault))
+    }
+
     /// `fault`, with the place that it was found at.
     pub fn error(&self, entry: Entry, fault: Fault) -> Error {
         Error::data(self.place(entry), fault.found, fault.expected, REBUILD)

@@ -49,8 +49,16 @@ pub enum Stage {
 pub type Progress<'a> = &'a (dyn Fn(Stage, usize, usize) + Sync);
 
 /// Checks every image of `source`, and what was found when it was opened: `faults`.
-pub fn check(source: &Source, faults: Vec<Error>, checking: &Checking, progress: Progress<'_>) -> Report {
+pub fn check(source: &Source, mut faults: Vec<Error>, checking: &Checking, progress: Progress<'_>) -> Report {
     let stored = source.stored();
+    if let Source::Records(records) = source {
+        let noted = records.check_structure(&mut |fault| {
+            faults.push(fault);
+            Ok(())
+        });
+        // Every fault was let pass, so that none ends it.
+        debug_assert!(noted.is_ok(), "{noted:?}");
+    }
     let (looks, mut troubles) = read_all(stored, progress);
     let mut report = Report { images: looks.len(), ..Report::default() };
     findings::of_files(&mut report, faults, source.skipped());

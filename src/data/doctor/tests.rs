@@ -191,6 +191,43 @@ fn every_fault_of_a_record_file_is_named_and_passed_over() {
 }
 
 #[test]
+fn records_that_overlap_or_are_cut_off_behind_the_images_are_found() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("train.rec");
+    let image = |label: f32, index| payload(&[], label, &png(&face(label as u32, index)));
+    let records = [
+        (0, payload(&[5.0, 7.0], 0.0, b"")),
+        (1, image(0.0, 0)),
+        (2, image(0.0, 1)),
+        (3, image(1.0, 0)),
+        (4, image(1.0, 1)),
+        (5, payload(&[1.0, 3.0], 0.0, b"")),
+        (6, payload(&[3.0, 5.0], 0.0, b"")),
+    ];
+    write(&path, &records);
+    assert_eq!(checked(&path, &CHECKING).1, [] as [&str; 0]);
+    let sound = std::fs::read(&path).unwrap();
+    // The last identity's record is cut off.
+    std::fs::write(&path, &sound[..sound.len() - 5]).unwrap();
+    let (_, lines) = checked(&path, &CHECKING);
+    assert!(
+        lines.len() == 1 && lines[0].starts_with("structure:") && lines[0].contains("key 6,"),
+        "{lines:?}"
+    );
+    // A bit of the length of the record with key 2, which then reaches beyond the next one; its image can be read.
+    let index = std::fs::read_to_string(path.with_extension("idx")).unwrap();
+    let offset: usize = index.lines().nth(2).unwrap().split_once('\t').unwrap().1.parse().unwrap();
+    let mut longer = sound;
+    longer[offset + 5] ^= 0x10;
+    std::fs::write(&path, longer).unwrap();
+    let (_, lines) = checked(&path, &CHECKING);
+    assert!(
+        lines.len() == 1 && lines[0].starts_with("structure:") && lines[0].contains("key 2,"),
+        "{lines:?}"
+    );
+}
+
+#[test]
 fn pairs_of_a_verification_set_are_checked() {
     let image = |identity, index| -> std::sync::Arc<[u8]> { png(&face(identity, index)).into() };
     let mut images = Vec::new();

@@ -70,6 +70,34 @@ impl StoredRecords {
         Ok(Header::parse(&payload).map_err(|fault| self.file.error(entry, fault))?.flag)
     }
 
+    /// Checks what reading the images does not: that no record reaches into the next one, and that the records of the
+    /// identities can be read. Reads the heads of all records.
+    ///
+    /// # Errors
+    /// Those of `on_fault`.
+    pub fn check_structure(&self, on_fault: OnFault<'_>) -> Result<()> {
+        let mut entries = self.file.entries().to_vec();
+        entries.sort_by_key(|entry| entry.offset);
+        for pair in entries.windows(2) {
+            let &[entry, next] = pair else { continue };
+            // One that cannot be read is found with its image, or below.
+            if let Ok(end) = self.file.end_of(entry)
+                && end > next.offset
+            {
+                on_fault(Error::data(
+                    self.file.place(entry),
+                    format!("a record that ends at byte {end}"),
+                    format!("an end at or before the record of key {}, at byte {}", next.key, next.offset),
+                    super::REBUILD,
+                ))?;
+            }
+        }
+        for &entry in self.identity_records() {
+            or_fault(self.images_of(entry).map(Some), on_fault)?;
+        }
+        Ok(())
+    }
+
     /// The number of images that identity record `entry` gives its identity.
     ///
     /// # Errors
