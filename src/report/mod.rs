@@ -9,8 +9,6 @@ mod scale;
 mod sections;
 mod verification;
 
-use std::fs::File;
-use std::io::Write;
 use std::path::Path;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
@@ -20,7 +18,8 @@ pub use points::{EvalPoint, FaceRow, NearestPrototype, PERCENTILES, Percentiles,
 
 pub use verification::{BestEvaluation, best_evaluation};
 
-use crate::{Error, Result};
+use crate::Result;
+use crate::interchange::files::write_atomically;
 
 /// Everything that a report shows. Whatever is empty is left out, and the page says so.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -64,9 +63,9 @@ impl Report {
     /// Writes the page to `path`: beside it first, then renamed, so that a reader never sees half a page.
     ///
     /// # Errors
-    /// [`Error::Io`] naming the file that could not be written.
+    /// [`Error::Io`](crate::Error::Io) naming the file that could not be written.
     pub fn write(&self, path: &Path) -> Result<()> {
-        write_page(path, &self.render())
+        write_atomically(path, self.render().as_bytes())
     }
 
     fn summary(&self) -> Markup {
@@ -126,19 +125,6 @@ fn page(eyebrow: &str, title: &str, body: &Markup) -> String {
         }
     }
     .into_string()
-}
-
-/// Writes a page to `path`: beside it first, then renamed.
-fn write_page(path: &Path, html: &str) -> Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".partial");
-    let aside = Path::new(&name);
-    let written = File::create(aside).and_then(|mut file| {
-        file.write_all(html.as_bytes())?;
-        file.sync_all()
-    });
-    written.map_err(|source| Error::io(aside, source))?;
-    std::fs::rename(aside, path).map_err(|source| Error::io(path, source))
 }
 
 #[cfg(test)]

@@ -7,8 +7,9 @@ use image::RgbImage;
 use maud::{Markup, html};
 
 use super::faces::{cosine, picture};
-use super::{fact_table, page, write_page};
+use super::{fact_table, page};
 use crate::Result;
+use crate::interchange::files::write_atomically;
 
 /// A picture and what it is called.
 #[derive(Debug, Clone, PartialEq)]
@@ -90,7 +91,7 @@ impl NoiseSheet {
     /// # Errors
     /// [`Error::Io`](crate::Error::Io) naming the file that could not be written.
     pub fn write(&self, path: &Path) -> Result<()> {
-        write_page(path, &self.render())
+        write_atomically(path, self.render().as_bytes())
     }
 }
 
