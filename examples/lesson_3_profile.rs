@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use epl::head::{EplSettings, HeadSettings};
 use epl::model::{Head, Model, ModelSpec};
-use epl::nn::IrNetwork;
 use epl::nn::input::packed_bytes;
+use epl::nn::{Family, Network};
 use epl::train::step::{StepOptions, record_step};
 use epl_runtime::inspect::profile;
 use epl_runtime::{Device, DeviceOptions, Session, SessionOptions};
@@ -20,7 +20,14 @@ const REPEATS: usize = 20;
 
 fn main() -> anyhow::Result<()> {
     let device = Device::open(&DeviceOptions::default())?;
-    let network = IrNetwork { input: [32, 32], width: 16, blocks: [1; 4], embedding: 128, dropout: 0.2 };
+    let network = Network {
+        family: Family::Ir,
+        input: [32, 32],
+        width: 16,
+        blocks: [1; 4],
+        embedding: 128,
+        dropout: 0.2,
+    };
     let settings = HeadSettings { epl: Some(EplSettings::default()), ..HeadSettings::default() };
     let spec = ModelSpec::new("ir18", network, Some(Head { settings, classes: CLASSES }))?;
     let model = Model::new(spec, &device, 1)?;

@@ -12,6 +12,7 @@ macro_rules! shaders {
 
 shaders! {
     "add",
+    "add_bias",
     "add_vec4",
     "batch_norm",
     "batch_norm_combine",

@@ -19,6 +19,7 @@ pub use crate::data::augment::Augment;
 pub use crate::head::{ArcMode, Duplicates, EplSettings, EplUpdate, HeadKind, HeadSettings};
 pub use schedule::{LearningRate, Schedule};
 
+use crate::nn::Network;
 use crate::{Error, Result};
 
 /// A whole training run.
@@ -41,15 +42,16 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Model {
-    /// Name of the network: `ir18`, `ir34`, `ir50`, `ir100`, `ir200`.
+    /// Name of the network: the release's `ir18`, `ir34`, `ir50`, `ir100`, `ir200`, InsightFace's `iresnet18` .. `iresnet200` and
+    /// `mobilefacenet`.
     pub arch: String,
     /// Height and width of the input in pixels, each divisible by 16 (the network halves four times).
     pub input: [usize; 2],
     /// Length D of the embedding.
     pub embedding: usize,
-    /// Probability with which a feature is dropped before the last layer, in `[0, 1)`.
+    /// Probability with which a feature is dropped before the last layer, in `[0, 1)`; by default that of `arch`.
     pub dropout: f64,
-    /// Channels of the first layer; the other layers keep their ratio to it.
+    /// Channels of the first layer; the other layers keep their ratio to it. By default those of `arch`.
     pub width: usize,
     /// Residual blocks of each of the four layers; by default those of `arch`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -251,7 +253,7 @@ impl Config {
     /// # Errors
     /// [`Error::Usage`] naming the key, what was found and what was expected.
     pub fn from_toml(text: &str, overrides: &[String]) -> Result<Self> {
-        let config: Self = reader::read(text, overrides)?;
+        let config: Self = reader::read(text, overrides, complete_model)?;
         config.validate()?;
         Ok(config)
     }
@@ -302,6 +304,21 @@ impl Config {
             collect_keys("", &table, &mut keys);
         }
         keys
+    }
+}
+
+/// Gives `[model]` the width and the dropout with which its network was published, where they are left out.
+fn complete_model(table: &mut toml::Table) {
+    let model = table.entry("model").or_insert_with(|| toml::Value::Table(toml::Table::new()));
+    // What is no table, or no network, is for the checks that follow to refuse.
+    let Some(model) = model.as_table_mut() else { return };
+    let default = Model::default().arch;
+    let arch = model.get("arch").map_or(Some(default.as_str()), toml::Value::as_str);
+    if let Some(Ok(network)) = arch.map(Network::named) {
+        // The shortest decimal that is the f32: 0.4 and not 0.4000000059604645.
+        let dropout = network.dropout.to_string().parse().unwrap_or_default();
+        model.entry("width").or_insert(toml::Value::Integer(network.width as i64));
+        model.entry("dropout").or_insert(toml::Value::Float(dropout));
     }
 }
 

@@ -8,7 +8,7 @@ use epl_runtime::{Device, Graph, Session, SessionOptions, Store, TensorDesc, Ten
 use crate::head::{self, HeadKind, HeadSettings};
 use crate::nn::init::{initialize, normal};
 use crate::nn::parameters::{Initial, Layout, MOMENTUM, Parameters, Role};
-use crate::nn::{IrNetwork, ParameterSpec};
+use crate::nn::{Network, ParameterSpec};
 use crate::{Error, Result};
 
 mod state;
@@ -35,7 +35,7 @@ pub struct Head {
 #[derive(Clone, Debug)]
 pub struct ModelSpec {
     /// The backbone.
-    pub network: IrNetwork,
+    pub network: Network,
     /// The architecture's name, for metadata.
     pub arch: String,
     /// The head; `None` for a model that only embeds.
@@ -47,9 +47,9 @@ pub struct ModelSpec {
 
 impl ModelSpec {
     /// Lays out a network and a head.
-    pub fn new(arch: &str, network: IrNetwork, head: Option<Head>) -> Result<Self> {
+    pub fn new(arch: &str, network: Network, head: Option<Head>) -> Result<Self> {
         network.validate()?;
-        let mut specs = network.parameters();
+        let mut specs = network.parameters()?;
         if let Some(head) = head.as_ref().filter(|head| head.settings.kind == HeadKind::UniFace) {
             specs.push(ParameterSpec {
                 name: HEAD_BIAS.into(),
@@ -138,7 +138,7 @@ impl ModelSpec {
                 "name it with --arch, such as ir50",
             )
         })?;
-        let mut network = IrNetwork::named(name)?;
+        let mut network = Network::named(name)?;
         let wrong = |key: &str, found: &str| {
             Error::data(
                 format!("{place}: metadata {key}"),

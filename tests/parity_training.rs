@@ -10,7 +10,7 @@ use epl::eval::embedder::Embedder;
 use epl::head::{EplSettings, HeadForm, HeadSettings};
 use epl::interchange::safetensors::{StateDict, Value};
 use epl::model::{HEAD_MOMENTUM, HEAD_QUEUE, HEAD_WEIGHT, Head, Model, ModelSpec};
-use epl::nn::{IrNetwork, Role};
+use epl::nn::{Family, Network, Role};
 use epl::train::step::{StepGraph, StepInputs, StepOptions, StepResult, record_step};
 use epl_runtime::case::Tolerance;
 use epl_runtime::inspect::find_divergence;
@@ -79,7 +79,14 @@ fn relative(got: &[f32], want: &[f32], scale: f64) -> f64 {
 }
 
 fn spec(form: HeadForm) -> ModelSpec {
-    let network = IrNetwork { input: [32, 32], width: 8, blocks: [1, 2, 1, 1], embedding: 32, dropout: 0.0 };
+    let network = Network {
+        family: Family::Ir,
+        input: [32, 32],
+        width: 8,
+        blocks: [1, 2, 1, 1],
+        embedding: 32,
+        dropout: 0.0,
+    };
     let settings = HeadSettings { form, epl: Some(EplSettings::default()), ..HeadSettings::default() };
     ModelSpec::new("ir18", network, Some(Head { settings, classes: 10 })).unwrap()
 }

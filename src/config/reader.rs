@@ -16,8 +16,12 @@ use crate::{Error, Result};
 /// How the message of a file that is no TOML begins.
 pub(super) const NOT_TOML: &str = "the configuration is not valid TOML";
 
-/// Parses `text`, applies the overrides in order, and deserializes the result.
-pub(super) fn read<T: DeserializeOwned>(text: &str, overrides: &[String]) -> Result<T> {
+/// Parses `text`, applies the overrides in order, lets `complete` add what depends on other keys, and deserializes the result.
+pub(super) fn read<T: DeserializeOwned>(
+    text: &str,
+    overrides: &[String],
+    complete: impl FnOnce(&mut Table),
+) -> Result<T> {
     let mut table: Table = text.parse().map_err(|error: toml::de::Error| {
         Error::usage(
             format!("{NOT_TOML}: {}", error.to_string().trim_end()),
@@ -27,6 +31,7 @@ pub(super) fn read<T: DeserializeOwned>(text: &str, overrides: &[String]) -> Res
     for assignment in overrides {
         apply(&mut table, assignment)?;
     }
+    complete(&mut table);
     let root = Node { path: String::new(), value: Value::Table(table) };
     root.read(PhantomData::<T>).map_err(Fault::into_error)
 }

@@ -243,8 +243,6 @@ fn ranges() {
 #[test]
 fn what_is_not_available_is_refused() {
     let unavailable = "not available in this version; supported:";
-    refused("model.arch=iresnet50", &["`model.arch`", "InsightFace", unavailable, "ir100"]);
-    refused("model.arch=mobilefacenet", &["`model.arch`", unavailable]);
     refused("train.precision=mixed", &["`train.precision`", unavailable, "\"f32\""]);
     refused("train.keep_checkpoints=0", &["`train.keep_checkpoints`", "1 or more"]);
     refused("data.augment=[\"flip\"]", &["`data.augment[0]`", "\"flip\"", "\"mirror\""]);
@@ -267,9 +265,27 @@ fn what_is_not_available_is_refused() {
     table("kind=\"jitter\", hue=0.6", &["`data.augment[1].hue`", "0 to 0.5"]);
     table("kind=\"erase\", fill=\"white\"", &["`data.augment[1].fill`", "\"white\"", "\"noise\""]);
     refused("data.augment=[3]", &["`data.augment[0]`", "found 3", "the name of an augmentation"]);
+}
+
+#[test]
+fn networks_have_the_width_and_dropout_of_their_publication() {
+    let model = |overrides: &[&str]| read(overrides).unwrap().model;
     for arch in ["ir18", "ir34", "ir50", "ir100", "ir200"] {
-        assert!(read(&[&format!("model.arch={arch}")]).is_ok());
+        let model = model(&[&format!("model.arch={arch}")]);
+        assert_eq!((model.width, model.dropout), (64, 0.4), "{arch}");
     }
+    for arch in ["iresnet18", "iresnet34", "iresnet50", "iresnet100", "iresnet200"] {
+        let model = model(&[&format!("model.arch={arch}")]);
+        assert_eq!((model.width, model.dropout), (64, 0.0), "{arch}");
+    }
+    let mobile = model(&["model.arch=mobilefacenet"]);
+    assert_eq!((mobile.width, mobile.dropout), (128, 0.0));
+    let own = model(&["model.dropout=0.1", "model.width=16", "model.arch=mobilefacenet"]);
+    assert_eq!((own.width, own.dropout), (16, 0.1));
+    refused("model.arch=iresnet51", &["`model.arch`", "\"iresnet51\"", "mobilefacenet"]);
+    refused("model.arch=5", &["`model.arch`", "found 5"]);
+    let odd = read(&["model.arch=mobilefacenet", "model.width=9"]).unwrap_err().to_string();
+    assert!(odd.contains("`model.width`") && odd.contains("a multiple of 2"), "{odd}");
 }
 
 #[test]

@@ -6,11 +6,10 @@ use std::fmt::Display;
 use super::{Config, Precision, Schedule};
 use crate::data::augment::Change;
 use crate::head::{HeadForm, HeadKind};
-use crate::nn::ir::{MAX_BLOCKS, MAX_EMBEDDING, MAX_INPUT, MAX_WIDTH};
+use crate::nn::network::{MAX_BLOCKS, MAX_EMBEDDING, MAX_INPUT, MAX_WIDTH, Network, architectures};
 use crate::{Error, Result};
 
 /// The release's networks.
-const ARCHS: [&str; 5] = ["ir18", "ir34", "ir50", "ir100", "ir200"];
 
 /// Most samples a batch.
 const MAX_BATCH: usize = 65_536;
@@ -72,18 +71,11 @@ impl Config {
     fn validate_model(&self) -> Result<()> {
         let model = &self.model;
         let arch = model.arch.as_str();
-        if arch.starts_with("iresnet") || arch == "mobilefacenet" {
-            available(
-                false,
-                "model.arch",
-                format!("\"{arch}\" (a network of InsightFace)"),
-                &ARCHS.join(", "),
-            )?;
-        }
-        if !ARCHS.contains(&arch) {
-            let nearest = ARCHS.iter().min_by_key(|known| strsim::damerau_levenshtein(arch, known));
+        let known = architectures();
+        if !known.contains(&arch) {
+            let nearest = known.iter().min_by_key(|known| strsim::damerau_levenshtein(arch, known));
             return Err(Error::usage(
-                format!("`model.arch`: found \"{arch}\"; expected one of {}", ARCHS.join(", ")),
+                format!("`model.arch`: found \"{arch}\"; expected one of {}", known.join(", ")),
                 format!("the nearest known network is \"{}\"", nearest.copied().unwrap_or_default()),
             ));
         }
@@ -112,6 +104,13 @@ impl Config {
             "model.width",
             model.width,
             &format!("1 to {MAX_WIDTH}"),
+        )?;
+        let step = Network::named(arch)?.family.width_step();
+        require(
+            model.width.is_multiple_of(step),
+            "model.width",
+            model.width,
+            &format!("a multiple of {step} for {arch}"),
         )?;
         if let Some(blocks) = model.blocks {
             require(

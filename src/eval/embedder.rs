@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use crate::data::Image;
 use crate::model::Model;
 use crate::nn::input::{Images, packed_bytes, record_images};
-use crate::nn::ir::Mode;
+use crate::nn::record::Mode;
 use crate::{Error, Result};
 
 /// A backbone recorded for evaluation, with a fixed batch size.

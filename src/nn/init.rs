@@ -1,7 +1,7 @@
 //! Initial values, each a function of the seed and the parameter's name alone, so that adding a layer changes no other.
 
 use epl_runtime::Store;
-use rand::SeedableRng;
+use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution, Normal};
 use rand_pcg::Pcg64Mcg;
 
@@ -14,9 +14,14 @@ fn name_hash(name: &str) -> u64 {
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
+/// The random numbers of the parameter called `name`.
+fn generator(name: &str, seed: u64) -> Pcg64Mcg {
+    Pcg64Mcg::seed_from_u64(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ name_hash(name))
+}
+
 /// `count` normal values with the given deviation, for the parameter called `name`, to be taken in pieces.
 pub fn normal(name: &str, count: usize, deviation: f32, seed: u64) -> Result<NormalValues> {
-    let generator = Pcg64Mcg::seed_from_u64(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ name_hash(name));
+    let generator = generator(name, seed);
     let distribution = Normal::new(0.0f64, f64::from(deviation)).map_err(|error| {
         Error::usage(format!("initial deviation {deviation} of {name}: {error}"), "use a finite width")
     })?;
@@ -51,6 +56,10 @@ pub fn initial_values(spec: &ParameterSpec, seed: u64) -> Result<Vec<f32>> {
         Initial::Normal(deviation) => {
             Ok(normal(&spec.name, count, deviation, seed)?.chunks(count).next().unwrap_or_default())
         }
+        Initial::Uniform(bound) => {
+            let mut generator = generator(&spec.name, seed);
+            Ok((0..count).map(|_| bound * (2.0 * generator.random::<f32>() - 1.0)).collect())
+        }
     }
 }
 
@@ -65,6 +74,23 @@ pub fn initialize(parameters: &Parameters, store: &Store, seed: u64) -> Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nn::{Layout, Role};
+
+    #[test]
+    fn uniform_values_fill_their_bounds() {
+        let spec = ParameterSpec {
+            name: "fc.weight".into(),
+            shape: [1000].into(),
+            layout: Layout::Plain,
+            role: Role::Weight,
+            initial: Initial::Uniform(0.25),
+        };
+        let values = initial_values(&spec, 1).unwrap();
+        assert!(values.iter().all(|value| value.abs() <= 0.25));
+        assert!(values.iter().any(|&value| value < -0.2) && values.iter().any(|&value| value > 0.2));
+        assert!((values.iter().sum::<f32>() / 1000.0).abs() < 0.02);
+        assert_ne!(initial_values(&spec, 2).unwrap(), values);
+    }
 
     #[test]
     fn pieces_of_any_size_make_up_the_same_values() {

@@ -30,6 +30,8 @@ pub enum Layout {
     Plain,
     /// State dict `[Cout, Cin, KH, KW]`, GPU `[KH, KW, Cin, Cout]`.
     Convolution,
+    /// State dict `[D, C * KH * KW]`, GPU `[KH, KW, C, D]`: a linear layer over flattened images of KH x KW pixels.
+    Flattened([usize; 2]),
 }
 
 /// How a parameter starts.
@@ -39,6 +41,8 @@ pub enum Initial {
     Constant(f32),
     /// Normal, mean 0, with this standard deviation.
     Normal(f32),
+    /// Uniform between minus this and this.
+    Uniform(f32),
 }
 
 /// A parameter of a network or a head.
@@ -59,9 +63,18 @@ pub struct ParameterSpec {
 impl ParameterSpec {
     /// Its shape and type on the GPU.
     pub fn desc(&self) -> TensorDesc {
+        match self.window() {
+            Some([cout, cin, kh, kw]) => TensorDesc::f32([kh, kw, cin, cout]),
+            None => TensorDesc::f32(self.shape.clone()),
+        }
+    }
+
+    /// The state-dict shape `[Cout, Cin, KH, KW]` of the weights of a window; `None` for what is laid out as it is.
+    fn window(&self) -> Option<[usize; 4]> {
         match (self.layout, self.shape.dims()) {
-            (Layout::Convolution, &[cout, cin, kh, kw]) => TensorDesc::f32([kh, kw, cin, cout]),
-            _ => TensorDesc::f32(self.shape.clone()),
+            (Layout::Convolution, &[cout, cin, kh, kw]) => Some([cout, cin, kh, kw]),
+            (Layout::Flattened([kh, kw]), &[cout, flat]) => Some([cout, flat / (kh * kw).max(1), kh, kw]),
+            _ => None,
         }
     }
 
@@ -76,9 +89,7 @@ impl ParameterSpec {
     }
 
     fn permute(&self, values: &[f32], to_gpu: bool) -> Vec<f32> {
-        let (Layout::Convolution, &[cout, cin, kh, kw]) = (self.layout, self.shape.dims()) else {
-            return values.to_vec();
-        };
+        let Some([cout, cin, kh, kw]) = self.window() else { return values.to_vec() };
         let mut out = vec![0.0; values.len()];
         let window = kh * kw;
         for o in 0..cout {
@@ -280,5 +291,29 @@ impl Declared {
         self.views.get(name).copied().ok_or_else(|| {
             Error::usage(format!("the model has no parameter {name}"), "check the architecture")
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(shape: Shape, layout: Layout) -> ParameterSpec {
+        ParameterSpec { name: "c".into(), shape, layout, role: Role::Weight, initial: Initial::Constant(0.0) }
+    }
+
+    #[test]
+    fn layouts_go_both_ways() {
+        let values: Vec<f32> = (0..12).map(|v| v as f32).collect();
+        let window = spec([2, 3, 2, 1].into(), Layout::Convolution);
+        // A linear layer over flattened images [3, 2, 1] has the same values, and the same product to compute.
+        let flattened = spec([2, 6].into(), Layout::Flattened([2, 1]));
+        for spec in [window, flattened] {
+            assert_eq!(spec.desc(), TensorDesc::f32([2, 1, 3, 2]));
+            let gpu = spec.to_gpu(&values);
+            // [KH, KW, Cin, Cout]: the first two are output channels 0 and 1 of input 0, row 0.
+            assert_eq!(gpu.get(..4), Some(&[0.0, 6.0, 2.0, 8.0][..]));
+            assert_eq!(spec.to_state_dict(&gpu), values);
+        }
     }
 }

@@ -14,8 +14,9 @@ use crate::head::sampling::ClassSampler;
 use crate::head::{HeadInputs, HeadPass, SampledClasses, head_loss};
 use crate::model::{HEAD_BIAS, ModelSpec, Tables};
 use crate::nn::input::{Images, record_images};
-use crate::nn::ir::{MINIMUM_SLOPE, Mode};
+use crate::nn::ir::MINIMUM_SLOPE;
 use crate::nn::parameters::{Declared, Entry, GRADIENTS, MOMENTUM, Role};
+use crate::nn::record::Mode;
 use crate::{Error, Result};
 
 /// What the step needs to know beside the model.

@@ -12,7 +12,7 @@ use crate::eval::pairs::PairSet;
 use crate::head::sampling::ClassSampler;
 use crate::interchange::tensor_file::TensorFile;
 use crate::model::{Head, Model, ModelSpec};
-use crate::nn::IrNetwork;
+use crate::nn::Network;
 use crate::train::plan::{explain_memory, resolve_form};
 use crate::train::state::TrainingState;
 use crate::train::step::{StepGraph, StepInputs, StepOptions, class_sampler, record_step};
@@ -38,10 +38,11 @@ pub struct Trainer {
 }
 
 /// The network that a configuration describes.
-pub fn network_of(config: &Config) -> Result<IrNetwork> {
+pub fn network_of(config: &Config) -> Result<Network> {
     let model = &config.model;
-    let named = IrNetwork::named(&model.arch)?;
-    Ok(IrNetwork {
+    let named = Network::named(&model.arch)?;
+    Ok(Network {
+        family: named.family,
         input: model.input,
         width: model.width,
         blocks: model.blocks.unwrap_or(named.blocks),

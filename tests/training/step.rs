@@ -10,7 +10,7 @@ use epl::interchange::safetensors::StateDict;
 use epl::model::{HEAD_MOMENTUM, HEAD_QUEUE, HEAD_WEIGHT, Model, ModelSpec};
 use epl::nn::init::initialize;
 use epl::nn::input::packed_bytes;
-use epl::nn::{IrNetwork, Role};
+use epl::nn::{Network, Role};
 use epl::train::step::{StepInputs, StepOptions, StepResult, class_sampler, record_step};
 use epl::train::trainer::{spec_of, step_options};
 use epl_runtime::case::Tolerance;
@@ -249,7 +249,7 @@ fn a_training_step_shares_its_memory() {
 /// At 112 x 112 the first layer of 64 images does not fit one binding of 128 MiB. Evaluation must not fail for it.
 #[test]
 fn the_evaluation_batch_halves_until_it_fits() {
-    let spec = ModelSpec::new("ir18", IrNetwork::named("ir18").unwrap(), None).unwrap();
+    let spec = ModelSpec::new("ir18", Network::named("ir18").unwrap(), None).unwrap();
     let device = Device::open(&DeviceOptions { webgpu_limits: true, ..DeviceOptions::default() }).unwrap();
     let model = Model::allocate(spec, &device).unwrap();
     let embedder = Embedder::new(&model, 64).unwrap();

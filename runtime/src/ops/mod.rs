@@ -3,6 +3,7 @@
 use crate::case::OpEntry;
 
 pub mod add;
+pub mod add_bias;
 pub mod batch_norm;
 pub mod batch_norm_eval;
 pub mod batch_norm_grad;
@@ -35,6 +36,7 @@ mod walk;
 /// Every op of the runtime, sorted by name.
 pub const REGISTRY: &[OpEntry] = &[
     add::ENTRY,
+    add_bias::ENTRY,
     batch_norm::ENTRY,
     batch_norm_eval::ENTRY,
     batch_norm_eval::GRAD_ENTRY,

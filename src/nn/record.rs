@@ -1,0 +1,120 @@
+//! Networks as ops of a graph: images and activations are `[N, H, W, C]` there.
+
+use epl_runtime::ops::{
+    add, add_bias, batch_norm, batch_norm_eval, conv2d,
+    dropout::{self, Dropout},
+    prelu, reshape,
+};
+use epl_runtime::{Graph, Record, TensorId};
+
+use crate::Result;
+use crate::nn::layers::{BATCH_NORM_EPS, BatchNorm, Convolution, Layers, Linear};
+use crate::nn::parameters::Declared;
+
+/// Momentum of the running statistics (PyTorch's convention: the share of the new batch).
+const BATCH_NORM_MOMENTUM: f32 = 0.1;
+
+/// Whether a network is recorded for training or for evaluation.
+#[derive(Clone, Copy, Debug)]
+pub enum Mode {
+    /// Batch statistics, which also move the running ones; dropout from the seed tensor (u32 `[2]`: seed, step).
+    Train {
+        /// The seed tensor.
+        seed: TensorId,
+        /// The images' place in the batch of the step, of which they may be a part.
+        first: usize,
+        /// Whether the running statistics move: not where the same images go through the network a second time.
+        statistics: bool,
+    },
+    /// Running statistics, no dropout.
+    Evaluate,
+}
+
+/// Records layers into a graph.
+pub struct Recorder<'a> {
+    /// The graph.
+    pub graph: &'a mut Graph,
+    /// The parameters there.
+    pub parameters: &'a Declared,
+    /// What for.
+    pub mode: Mode,
+}
+
+impl Layers for Recorder<'_> {
+    type Tensor = TensorId;
+
+    fn convolution(&mut self, name: &str, x: TensorId, layer: Convolution) -> Result<TensorId> {
+        self.graph.set_scope(name);
+        let weight = self.parameters.get(&format!("{name}.weight"))?;
+        let attributes = conv2d::Conv2d {
+            stride: [layer.stride; 2],
+            padding: [layer.padding; 4],
+            groups: layer.groups,
+            ..conv2d::Conv2d::default()
+        };
+        Ok(conv2d::conv2d(self.graph, x, weight, attributes)?)
+    }
+
+    fn batch_norm(&mut self, name: &str, x: TensorId, _layer: BatchNorm) -> Result<TensorId> {
+        self.graph.set_scope(name);
+        let part = |part: &str| self.parameters.get(&format!("{name}.{part}"));
+        let (weight, bias) = (part("weight")?, part("bias")?);
+        let (mean, var) = (part("running_mean")?, part("running_var")?);
+        Ok(match self.mode {
+            Mode::Train { statistics, .. } => {
+                let momentum = if statistics { BATCH_NORM_MOMENTUM } else { 0.0 };
+                let attributes = batch_norm::BatchNorm { eps: BATCH_NORM_EPS, momentum };
+                batch_norm::batch_norm_train(self.graph, x, weight, bias, mean, var, attributes)?
+            }
+            Mode::Evaluate => {
+                batch_norm_eval::batch_norm_eval(self.graph, x, weight, bias, mean, var, BATCH_NORM_EPS)?
+            }
+        })
+    }
+
+    fn prelu(&mut self, name: &str, x: TensorId, _channels: usize) -> Result<TensorId> {
+        self.graph.set_scope(name);
+        let slope = self.parameters.get(&format!("{name}.weight"))?;
+        Ok(prelu::prelu(self.graph, x, slope)?)
+    }
+
+    fn clamped_prelu(&mut self, name: &str, x: TensorId, channels: usize) -> Result<TensorId> {
+        // The step clamps all such slopes at once, after the optimiser.
+        self.prelu(name, x, channels)
+    }
+
+    fn add(&mut self, name: &str, a: TensorId, b: TensorId) -> Result<TensorId> {
+        self.graph.set_scope(name);
+        Ok(add::add(self.graph, a, b)?)
+    }
+
+    fn dropout(&mut self, x: TensorId, probability: f32) -> Result<TensorId> {
+        match self.mode {
+            Mode::Train { seed, first, .. } if probability > 0.0 => {
+                self.graph.set_scope("dropout");
+                let shape = &self.graph.desc(x).shape;
+                let first = first * (shape.elements() / shape.dim(0));
+                Ok(dropout::dropout(self.graph, x, seed, Dropout { salt: 0, probability, first })?)
+            }
+            _ => Ok(x),
+        }
+    }
+
+    fn linear(&mut self, name: &str, x: TensorId, layer: Linear) -> Result<TensorId> {
+        // A window over all that is left is the same product, and the kernel brings the operands into its order.
+        self.graph.set_scope(name);
+        let weight = self.parameters.get(&format!("{name}.weight"))?;
+        let y = conv2d::conv2d(self.graph, x, weight, conv2d::Conv2d::default())?;
+        let y = self.flatten(y, layer.features)?;
+        if !layer.bias {
+            return Ok(y);
+        }
+        let bias = self.parameters.get(&format!("{name}.bias"))?;
+        Ok(add_bias::add_bias(self.graph, y, bias)?)
+    }
+
+    fn flatten(&mut self, x: TensorId, channels: usize) -> Result<TensorId> {
+        let batch = self.graph.desc(x).shape.dim(0);
+        Ok(reshape::reshape(self.graph, x, [batch, channels])?)
+    }
+}
