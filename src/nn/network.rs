@@ -203,19 +203,11 @@ mod tests {
     }
 
     #[test]
-    fn parameter_counts_are_those_of_pytorch() {
-        // Those of the release in millions, as the design of its network gives them; InsightFace's counted in PyTorch.
+    fn parameter_counts_are_those_of_the_release() {
+        // In millions, as published.
         for (arch, millions) in [("ir18", 22.81), ("ir50", 42.38), ("ir100", 63.94)] {
             let found = elements(arch) as f64 / 1e6;
             assert!((found - millions).abs() < 0.005, "{arch}: {found}");
-        }
-        for (arch, count) in [
-            ("iresnet18", 24_025_600),
-            ("iresnet50", 43_590_976),
-            ("iresnet100", 65_150_912),
-            ("mobilefacenet", 2_055_936),
-        ] {
-            assert_eq!(elements(arch), count, "{arch}");
         }
     }
 
