@@ -101,10 +101,10 @@ impl ModelSpec {
         self.parameters.trained_elements() + weight
     }
 
-    /// What the metadata of a weights file says about the network.
-    pub fn metadata(&self, step: u64) -> Vec<(String, String)> {
+    /// What metadata say about the network.
+    pub fn description(&self) -> Vec<(String, String)> {
         let network = &self.network;
-        let mut pairs = vec![
+        vec![
             ("arch".into(), self.arch.clone()),
             ("input".into(), format!("[{}, {}]", network.input[0], network.input[1])),
             ("embedding".into(), network.embedding.to_string()),
@@ -112,9 +112,14 @@ impl ModelSpec {
             ("blocks".into(), format!("{:?}", network.blocks)),
             ("channel_order".into(), "RGB".into()),
             ("normalization".into(), "(x/255 - 0.5)/0.5".into()),
-            ("step".into(), step.to_string()),
             ("producer".into(), format!("epl {}", env!("CARGO_PKG_VERSION"))),
-        ];
+        ]
+    }
+
+    /// What the metadata of a weights file say, after `step` steps: the network, and what it was trained with.
+    pub fn metadata(&self, step: u64) -> Vec<(String, String)> {
+        let mut pairs = self.description();
+        pairs.push(("step".into(), step.to_string()));
         if let Some(head) = &self.head {
             // Settings are plain data; a failure to print them would only leave the entry out.
             if let Ok(text) = serde_json::to_string(&head.settings) {

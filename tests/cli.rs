@@ -389,6 +389,17 @@ fn a_network_is_planned_trained_evaluated_and_used() {
     assert_eq!((paths.len(), paths[0].as_str()), (13, "faces/s2/1.png"));
 
     let weights = ["--weights", "run/model.safetensors"];
+    let onnx = ["export", "onnx", "--out", "m.onnx"];
+    let exported = result(&[&onnx[..], &weights, &["--flip", "--fold", "--f16"]].concat());
+    let size = std::fs::metadata(folder.path().join("m.onnx")).unwrap().len();
+    assert_eq!((&exported["bytes"], &exported["dimension"]), (&Value::from(size), &Value::from(8)));
+    assert_eq!((&exported["arch"], &exported["input"]), (&Value::from("ir18"), &Value::from("input")));
+    epl(&[&onnx[..], &["--weights", "pairs.txt"]].concat()).fails_with(1, &["pairs.txt", "safetensors"]);
+    epl(&["export", "onnx", "--weights", "run/model.safetensors", "--out", "faces"])
+        .fails_with(1, &["faces"]);
+    epl(&[&onnx[..], &weights, &["--arch", "iresnet18"]].concat())
+        .fails_with(1, &["run/model.safetensors", "layer1.0.conv2.weight"]);
+
     epl(&[&["embed", "--out", "x"][..], &weights, &["no.png"]].concat()).fails_with(1, &["no.png"]);
     epl(&[&["embed", "--out", "faces"][..], &weights, &["faces"]].concat()).fails_with(1, &["faces"]);
     epl(&[&["eval", "verify"][..], &weights, &["no.bin"]].concat()).fails_with(1, &["no.bin"]);

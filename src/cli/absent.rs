@@ -29,19 +29,6 @@ fn absent(command: &str, instead: &str) -> Error {
     )
 }
 
-/// Not in this version: write the network as a deployment model (`onnx`)
-#[derive(Debug, Args)]
-pub struct Export {
-    #[command(flatten)]
-    rest: Rest,
-}
-
-impl Export {
-    pub fn error(&self) -> Error {
-        absent("export", "a run's model.safetensors has the weights under the names of the PyTorch release")
-    }
-}
-
 /// Not in this version: convert weights between .pth, .pt and .safetensors
 #[derive(Debug, Args)]
 pub struct Convert {

@@ -10,6 +10,7 @@ mod data;
 mod devices;
 mod embed;
 mod eval;
+mod export;
 mod ops;
 mod output;
 mod plan;
@@ -63,7 +64,7 @@ enum Command {
     Embed(embed::Embed),
     Eval(eval::Eval),
     Ops(ops::Ops),
-    Export(absent::Export),
+    Export(export::Export),
     Convert(absent::Convert),
     Data(data::Data),
     Bench(bench::Bench),
@@ -104,7 +105,7 @@ impl Command {
             Self::Embed(command) => command.run(context),
             Self::Eval(command) => command.run(context),
             Self::Ops(command) => command.run(context),
-            Self::Export(command) => Err(command.error()),
+            Self::Export(command) => command.run(context),
             Self::Convert(command) => Err(command.error()),
             Self::Data(command) => command.run(context),
             Self::Bench(command) => command.run(context),

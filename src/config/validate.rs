@@ -9,8 +9,6 @@ use crate::head::{HeadForm, HeadKind};
 use crate::nn::network::{MAX_BLOCKS, MAX_EMBEDDING, MAX_INPUT, MAX_WIDTH, Network, architectures};
 use crate::{Error, Result};
 
-/// The release's networks.
-
 /// Most samples a batch.
 const MAX_BATCH: usize = 65_536;
 /// Most classes.

@@ -5,6 +5,7 @@ mod browser;
 mod demo;
 mod install;
 mod os_release;
+mod python;
 mod stage;
 mod tally;
 mod toolchain;
@@ -24,9 +25,10 @@ Commands:
   test            everything that a change must pass: formatting, clippy without a warning, all tests
   demo [ARGS...]  trains a small model on made-up faces and says where its report is; ARGS go to the
                   example mini_train (cargo xtask demo --help lists them)
-  setup           only makes sure that the Rust components, a GPU adapter and a browser for the tests of
-                  reports are there; on Debian and Ubuntu it installs Mesa's software Vulkan driver and
-                  Chromium (or Google Chrome) where they are missing
+  setup           only makes sure that the Rust components, a GPU adapter, a browser for the tests of
+                  reports and a Python for those of exported models are there; on Debian and Ubuntu it
+                  installs Mesa's software Vulkan driver, Chromium (or Google Chrome) and python3-venv
+                  where they are missing
   help            this text
 
 Exit codes: 0 done, 1 failed, 2 wrong usage.
@@ -78,7 +80,8 @@ fn workspace_root() -> PathBuf {
 fn set_up(stages: &mut Stages) -> Result<()> {
     stages.run("Rust components", toolchain::check)?;
     stages.run("GPU adapter", adapter::ensure)?;
-    stages.run("Browser", browser::ensure)
+    stages.run("Browser", browser::ensure)?;
+    stages.run("Python", python::ensure)
 }
 
 fn test(root: &Path) -> Result<()> {

@@ -69,6 +69,8 @@ pub enum Wanted {
     VulkanDriver,
     /// A browser of the Chromium family.
     Browser,
+    /// Python 3 with what makes virtual environments.
+    Python,
 }
 
 const APT: &[&str] = &["apt-get", "install"];
@@ -78,19 +80,35 @@ const APK: &[&str] = &["apk", "add"];
 
 /// The packages of this distribution, or of the first known one that it derives from.
 pub fn packages(os: &OsRelease, wanted: Wanted) -> Option<Packages> {
-    let (command, driver, browser): (_, &[&str], &[&str]) =
+    let (command, driver, browser, python): (_, &[&str], &[&str], &[&str]) =
         std::iter::once(&os.id).chain(&os.like).find_map(|id| match id.as_str() {
-            "debian" | "ubuntu" => Some((APT, &["libvulkan1", "mesa-vulkan-drivers"][..], &["chromium"][..])),
-            "fedora" | "rhel" | "centos" => {
-                Some((DNF, &["vulkan-loader", "mesa-vulkan-drivers"][..], &["chromium"][..]))
+            "debian" | "ubuntu" => Some((
+                APT,
+                &["libvulkan1", "mesa-vulkan-drivers"][..],
+                &["chromium"][..],
+                &["python3", "python3-venv"][..],
+            )),
+            "fedora" | "rhel" | "centos" => Some((
+                DNF,
+                &["vulkan-loader", "mesa-vulkan-drivers"][..],
+                &["chromium"][..],
+                &["python3"][..],
+            )),
+            "arch" => Some((
+                PACMAN,
+                &["vulkan-icd-loader", "vulkan-swrast"][..],
+                &["chromium"][..],
+                &["python"][..],
+            )),
+            "alpine" => {
+                Some((APK, &["vulkan-loader", "mesa-vulkan-swrast"][..], &["chromium"][..], &["python3"][..]))
             }
-            "arch" => Some((PACMAN, &["vulkan-icd-loader", "vulkan-swrast"][..], &["chromium"][..])),
-            "alpine" => Some((APK, &["vulkan-loader", "mesa-vulkan-swrast"][..], &["chromium"][..])),
             _ => None,
         })?;
     let names = match wanted {
         Wanted::VulkanDriver => driver,
         Wanted::Browser => browser,
+        Wanted::Python => python,
     };
     Some(Packages { command, names, automatic: command == APT })
 }
