@@ -5,3 +5,4 @@
 mod formula;
 mod onnx;
 mod parity;
+mod training;
