@@ -319,30 +319,6 @@ fn equal_error_rate(curve: &[(f64, f64)]) -> f64 {
 mod tests {
     use super::*;
 
-    fn fixture() -> Vec<serde_json::Value> {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/verification.json");
-        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
-    }
-
-    #[test]
-    fn equal_to_insightfaces_protocol_in_numpy() {
-        for case in fixture() {
-            let embeddings: Vec<f32> = serde_json::from_value(case["embeddings"].clone()).unwrap();
-            let issame: Vec<u8> = serde_json::from_value(case["issame"].clone()).unwrap();
-            let issame: Vec<bool> = issame.into_iter().map(|same| same == 1).collect();
-            let dim = case["dim"].as_u64().unwrap() as usize;
-            let report = verify("random", &embeddings, dim, &issame).unwrap();
-            let number = |key: &str| case[key].as_f64().unwrap();
-            assert_eq!(report.accuracy, number("accuracy"));
-            assert_eq!(report.accuracy_std, number("accuracy_std"));
-            assert_eq!(report.tar_at_far_1e3, number("tar_at_far_1e-3"));
-            assert_eq!(report.threshold, number("threshold"));
-            // Sums of thousands of terms, which scikit-learn adds in another order.
-            assert!((report.auc - number("auc")).abs() < 1e-13, "{} {}", report.auc, number("auc"));
-            assert!((report.eer - number("eer")).abs() < 1e-13, "{} {}", report.eer, number("eer"));
-        }
-    }
-
     #[test]
     fn folds_are_those_of_scikit_learn() {
         let lengths = |pairs| folds(pairs).map(|range| range.len());
