@@ -408,6 +408,28 @@ fn a_network_is_planned_trained_evaluated_and_used() {
 }
 
 #[test]
+fn a_step_is_measured_whole_and_by_op() {
+    let small = ["--batch", "2", "--classes", "10", "--steps", "2", "--set", "model.input=[32, 32]"];
+    let more = ["bench", "--arch", "mobilefacenet", "--epl", "--json", "--set", "model.width=8"];
+    let ran = epl(&[&more[..], &small].concat());
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let found = ran.json();
+    let number = |value: &Value| value.as_f64().unwrap();
+    let step = &found["step_ms"];
+    assert!(0.0 < number(&step["min"]) && number(&step["min"]) <= number(&step["median"]));
+    assert!(number(&step["median"]) <= number(&step["max"]));
+    let images = 2000.0 / number(&step["median"]);
+    assert!((number(&found["images_per_second"]) / images - 1.0).abs() < 1e-9);
+    assert_eq!((&found["batch"], &found["epl"]), (&Value::from(2), &Value::from(true)));
+    assert!(found["peak_bytes"].as_u64().unwrap() > 100_000);
+    let kernels = found["kernels"].as_array().unwrap();
+    for op in ["conv2d", "conv2d_grad_weight", "epl_update", "sgd"] {
+        let kernel = kernels.iter().find(|kernel| kernel["name"] == op).unwrap();
+        assert!(number(&kernel["ms"]) > 0.0 && number(&kernel["gbytes_per_s"]) > 0.0, "{kernel}");
+    }
+}
+
+#[test]
 fn samples_that_disagree_with_their_class_are_named() {
     let folder = work_folder();
     let epl = |arguments: &[&str]| epl_in(Some(folder.path()), arguments, &[]);

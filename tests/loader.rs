@@ -53,8 +53,9 @@ fn the_loader_is_measured_and_a_step_is_not() {
     assert_eq!((costs.len(), &costs[0]["name"], &costs[0]["probability"]), (9, &"erase".into(), &0.2.into()));
 
     for (arguments, words) in [
-        (&["bench"][..], &["not in this version", "--loader"][..]),
-        (&["bench", "--arch", "ir50"], &["not in this version"]),
+        (&["bench", "--seconds", "3"][..], &["--loader"][..]),
+        (&["bench", "--loader", "--arch", "ir50"], &["--arch", "--loader"]),
+        (&["bench", "--arch", "ir51"], &["model.arch", "ir51"]),
         (&["bench", "--loader", "--augment", "[\"turn\"]"], &["data.augment[0]", "\"turn\""]),
         (&["bench", "--loader", "faces", "--batch", "7"], &["batch_size is 7", "6 images"]),
     ] {

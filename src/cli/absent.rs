@@ -14,13 +14,6 @@ pub struct Rest {
     rest: Vec<OsString>,
 }
 
-impl Rest {
-    /// The first argument that nobody asked for.
-    pub fn first(&self) -> Option<&OsString> {
-        self.rest.first()
-    }
-}
-
 /// The error of using `command`; `instead` is what this version can do.
 fn absent(command: &str, instead: &str) -> Error {
     Error::usage(
@@ -60,14 +53,6 @@ impl DataTools {
             "`epl data pack --size` scales and crops; detect and align faces with another tool",
         )
     }
-}
-
-/// The error of `epl bench` without `--loader`.
-pub fn bench_of_a_step() -> Error {
-    absent(
-        "bench",
-        "`epl bench --loader` measures the data loader, `epl ops perf` every kernel; `epl train` logs images a second",
-    )
 }
 
 /// The protocols of `epl eval` that this version does not have.

@@ -1,372 +1,81 @@
-//! `epl bench`: how fast the data loader is. A whole training step is not in this version.
+//! `epl bench`: how fast a training step is, or the data loader.
 
-use std::fmt::{self, Display};
+mod loader;
+mod step;
+
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use clap::Args;
-use image::RgbImage;
-use image::codecs::jpeg::JpegEncoder;
-use rayon::prelude::*;
-use serde::Serialize;
 
-use super::absent::{Rest, bench_of_a_step};
-use super::output::{Align, Table, note};
 use super::{Context, Verdict};
-use crate::config::{Augment, Config};
-use crate::data::augment::{Augmenter, Scratch};
-use crate::data::loader::MOST_HELD;
-use crate::data::synth::{SynthConfig, draw_all};
-use crate::data::{self, Dataset, Image, Loader, LoaderOptions, Options, decode};
-use crate::{Error, Result};
-
-/// Images that are drawn where the user names none: more than a cache holds when they are decoded.
-const IDENTITIES: u32 = 64;
-const IMAGES_EACH: u32 = 4;
-/// How often the drawn images come in an epoch of the benchmark.
-const REPEATS: usize = 64;
-/// The quality that the field's record files are packed with.
-const QUALITY: u8 = 95;
-const SIZE: [usize; 2] = [112, 112];
-/// Samples that are decoded over and over for the time of decoding alone.
-const SAMPLES: usize = 256;
-/// The loader's time is taken in so many parts, of which the best is told too.
-const PARTS: u32 = 5;
+use crate::Result;
 
 const EXAMPLES: &str = "\
 Examples:
+  epl bench --arch ir50 --batch 64
+  epl bench --arch mobilefacenet --classes 85742 --epl --json
   epl bench --loader                       on drawn faces
   epl bench --loader data/train.rec --batch 512
   epl bench --loader --augment '[\"mirror\",{kind=\"erase\",probability=0.3}]'";
 
-/// Measure the data loader (one training step is not in this version)
+/// Measure a training step on made-up images: images a second, time by op; or the data loader
 ///
-/// Nothing but decoding, augmenting and batching runs. Without a PATH the images are drawn faces of 112 x 112, as JPEG of
-/// quality 95 with full colour resolution, in memory.
+/// The step is that of `epl train` with the defaults of a configuration: forward, head, backward, optimiser. Whole steps are
+/// timed first, then every op in a pass of its own. With --loader nothing but decoding, augmenting and batching runs; without a
+/// PATH the images are drawn faces of 112 x 112, as JPEG of quality 95 with full colour resolution, in memory.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Bench {
+    /// The network
+    #[arg(long, value_name = "A", default_value = "ir50", conflicts_with = "loader")]
+    arch: String,
+    /// Images a batch [default: 32; of the loader: 128]
+    #[arg(long, value_name = "N")]
+    batch: Option<NonZeroUsize>,
+    /// What activations are stored as
+    #[arg(long, value_name = "P", default_value = "f32", conflicts_with = "loader")]
+    precision: String,
+    /// Identities
+    #[arg(long, value_name = "C", default_value = "10572", conflicts_with = "loader")]
+    classes: NonZeroUsize,
+    /// With empirical prototypes, after their branch has started
+    #[arg(long, conflicts_with = "loader")]
+    epl: bool,
+    /// Steps to time, after one that compiles what they need
+    #[arg(long, value_name = "N", default_value = "10", conflicts_with = "loader")]
+    steps: NonZeroUsize,
+    /// Any other key of a configuration, such as head.kind=arcface
+    #[arg(long, value_name = "KEY=VALUE", conflicts_with = "loader")]
+    set: Vec<String>,
     /// Measure the loader, on the images of a folder or a .rec file if one is named
     #[arg(long, value_name = "PATH", num_args = 0..=1)]
     loader: Option<Option<PathBuf>>,
-    /// Images a batch
-    #[arg(long, value_name = "N", default_value = "128")]
-    batch: NonZeroUsize,
     /// The augmentations, as data.augment has them
-    #[arg(long, value_name = "TOML", default_value = "[\"mirror\"]")]
+    #[arg(long, value_name = "TOML", default_value = "[\"mirror\"]", requires = "loader")]
     augment: String,
     /// Threads that decode [default: as many as there are cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", requires = "loader")]
     threads: Option<NonZeroUsize>,
     /// How long to measure the loader
-    #[arg(long, value_name = "S", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=3600))]
+    #[arg(
+        long,
+        value_name = "S",
+        default_value = "5",
+        value_parser = clap::value_parser!(u32).range(1..=3600),
+        requires = "loader"
+    )]
     seconds: u32,
     /// Scale images of another size than 112 x 112 and crop them; otherwise they are an error
-    #[arg(long)]
+    #[arg(long, requires = "loader")]
     resize: bool,
-    #[command(flatten)]
-    rest: Rest,
-}
-
-/// The result.
-#[derive(Debug, Serialize)]
-struct Measured {
-    /// The path, or what was drawn.
-    source: String,
-    images: usize,
-    size: [usize; 2],
-    batch: usize,
-    threads: usize,
-    /// Decoding alone, on one thread.
-    decode: Decoding,
-    loader: Loading,
-    /// What each augmentation costs where it is applied, on one thread.
-    augmentations: Vec<Cost>,
-}
-
-#[derive(Debug, Serialize)]
-struct Decoding {
-    images_per_second: f64,
-    ms_per_image: f64,
-}
-
-#[derive(Debug, Serialize)]
-struct Loading {
-    images_per_second: f64,
-    images_per_second_per_thread: f64,
-    /// Of the fastest fifth of the time.
-    best_images_per_second: f64,
-    /// On the thread that does it; another process on the core counts too.
-    decode_ms_per_image: f64,
-    augment_ms_per_image: f64,
-    /// Most finished batches that were held at once, and the bound.
-    peak_prefetch: usize,
-    prefetch_limit: usize,
-}
-
-#[derive(Debug, Serialize)]
-struct Cost {
-    name: &'static str,
-    /// Its probability in the loader's run; none where it was not part of it.
-    probability: Option<f64>,
-    ms_per_image: f64,
 }
 
 impl Bench {
     pub fn run(&self, context: &Context) -> Result<Verdict> {
-        let Some(path) = &self.loader else { return Err(bench_of_a_step()) };
-        if let Some(argument) = self.rest.first() {
-            return Err(Error::usage(
-                format!("unexpected argument `{}`", argument.to_string_lossy()),
-                "`epl bench --help` lists the options",
-            ));
+        match &self.loader {
+            Some(path) => self.measure_loader(path.as_ref(), context),
+            None => self.measure_step(context),
         }
-        let augment = self.augmentations()?;
-        let (source, dataset) = self.dataset(path.as_ref())?;
-        let threads = match self.threads {
-            Some(threads) => threads.get(),
-            None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
-        };
-        let decode = decoding(dataset.as_ref())?;
-        let augmentations = costs(dataset.as_ref(), &augment)?;
-        let options = LoaderOptions { batch_size: self.batch.get(), seed: 1, shuffle: true, augment };
-        let loader = self.loading(Arc::clone(&dataset), options, threads)?;
-        context.present(&Measured {
-            source,
-            images: dataset.len(),
-            size: SIZE,
-            batch: self.batch.get(),
-            threads,
-            decode,
-            loader,
-            augmentations,
-        })?;
-        Ok(Verdict::Done)
-    }
-
-    /// The augmentations that were asked for, read and checked as those of a configuration.
-    fn augmentations(&self) -> Result<Vec<Augment>> {
-        let required = "data.train = \"-\"\ntrain.out = \"-\"";
-        Ok(Config::from_toml(required, &[format!("data.augment={}", self.augment)])?.data.augment)
-    }
-
-    fn dataset(&self, path: Option<&PathBuf>) -> Result<(String, Arc<dyn Dataset>)> {
-        let Some(path) = path else {
-            let drawn = DrawnFaces::new()?;
-            let bytes: usize = drawn.jpegs.iter().map(Vec::len).sum();
-            let count = drawn.jpegs.len();
-            let source = format!("{count} drawn faces, JPEG of {} bytes on average", bytes / count.max(1));
-            return Ok((source, Arc::new(drawn)));
-        };
-        let options = Options { size: SIZE, resize: self.resize, num_classes: None };
-        Ok((path.display().to_string(), data::open(path, &options)?.into()))
-    }
-
-    fn loading(&self, dataset: Arc<dyn Dataset>, options: LoaderOptions, threads: usize) -> Result<Loading> {
-        let loader = Loader::with_threads(dataset, options, threads)?;
-        let mut stream = loader.stream(1..=u32::MAX, 0)?;
-        // Memory is allocated and threads are started.
-        for _ in 0..MOST_HELD {
-            if let Some(batch) = stream.next() {
-                stream.recycle(batch?);
-            }
-        }
-        let part = Duration::from_secs(u64::from(self.seconds)) / PARTS;
-        let (mut all, mut best) = ((0, Duration::ZERO), 0.0_f64);
-        let before = stream.stages();
-        for _ in 0..PARTS {
-            let started = Instant::now();
-            let mut images = 0;
-            while started.elapsed() < part {
-                let Some(batch) = stream.next() else { break };
-                let batch = batch?;
-                images += batch.labels.len();
-                stream.recycle(batch);
-            }
-            let elapsed = started.elapsed();
-            best = best.max(images as f64 / elapsed.as_secs_f64());
-            all = (all.0 + images, all.1 + elapsed);
-        }
-        let after = stream.stages();
-        let ms = |from: Duration, to: Duration| (to - from).as_secs_f64() * 1e3 / all.0.max(1) as f64;
-        let images_per_second = all.0 as f64 / all.1.as_secs_f64();
-        Ok(Loading {
-            images_per_second,
-            images_per_second_per_thread: images_per_second / threads as f64,
-            best_images_per_second: best,
-            decode_ms_per_image: ms(before.decoding, after.decoding),
-            augment_ms_per_image: ms(before.augmenting, after.augmenting),
-            peak_prefetch: after.most_waiting,
-            prefetch_limit: MOST_HELD,
-        })
-    }
-}
-
-/// Decodes some images over and over on this thread; the fastest pass counts.
-fn decoding(dataset: &dyn Dataset) -> Result<Decoding> {
-    let count = SAMPLES.min(dataset.len());
-    let mut slot = vec![0; SIZE[0] * SIZE[1] * 3];
-    let fastest = fastest(Duration::from_millis(500), count, |sample| {
-        dataset.load_into(sample * dataset.len() / count, SIZE, &mut slot)
-    })?;
-    Ok(Decoding { images_per_second: 1.0 / fastest, ms_per_image: fastest * 1e3 })
-}
-
-/// What each augmentation costs an image that it is applied to: those that were asked for, then one of each other kind.
-fn costs(dataset: &dyn Dataset, asked_for: &[Augment]) -> Result<Vec<Cost>> {
-    let count = SAMPLES.min(dataset.len());
-    let mut slots = vec![0; SIZE[0] * SIZE[1] * 3 * count];
-    for (sample, slot) in slots.chunks_exact_mut(SIZE[0] * SIZE[1] * 3).enumerate() {
-        dataset.load_into(sample * dataset.len() / count, SIZE, slot)?;
-    }
-    let others =
-        Augment::defaults().filter(|other| !asked_for.iter().any(|augment| augment.name() == other.name()));
-    let mut all: Vec<(Augment, bool)> = asked_for.iter().map(|augment| (*augment, true)).collect();
-    all.extend(others.map(|augment| (augment, false)));
-    // The GPU mirrors.
-    all.retain(|(augment, _)| augment.name() != "mirror");
-    let mut slot = vec![0; SIZE[0] * SIZE[1] * 3];
-    all.into_iter()
-        .map(|(augment, asked_for)| {
-            let augmenter = Augmenter::new(&[Augment { probability: 1.0, ..augment }], 1);
-            let mut scratch = Scratch::default();
-            let seconds = fastest(Duration::from_millis(100), count, |sample| {
-                let image = slots.chunks_exact(slot.len()).nth(sample).unwrap_or_default();
-                slot.copy_from_slice(image);
-                augmenter.apply(1, sample, SIZE, &mut slot, &mut scratch);
-                Ok(())
-            })?;
-            let probability = asked_for.then_some(augment.probability);
-            Ok(Cost { name: augment.name(), probability, ms_per_image: seconds * 1e3 })
-        })
-        .collect()
-}
-
-/// Seconds a sample of the fastest pass over `count` samples; passes are made for at least this long.
-fn fastest(long: Duration, count: usize, mut work: impl FnMut(usize) -> Result<()>) -> Result<f64> {
-    let started = Instant::now();
-    let mut best = Duration::MAX;
-    while started.elapsed() < long || best == Duration::MAX {
-        let pass = Instant::now();
-        (0..count).try_for_each(&mut work)?;
-        best = best.min(pass.elapsed());
-    }
-    Ok(best.as_secs_f64() / count.max(1) as f64)
-}
-
-/// Drawn faces as JPEG in memory, each several times.
-struct DrawnFaces {
-    jpegs: Vec<Vec<u8>>,
-}
-
-impl DrawnFaces {
-    fn new() -> Result<Self> {
-        note(format_args!("drawing {} faces", IDENTITIES * IMAGES_EACH));
-        let config = SynthConfig {
-            seed: 1,
-            identities: IDENTITIES,
-            first_identity: 0,
-            images_per_identity: IMAGES_EACH,
-            size: SIZE,
-            hard_share: 0.2,
-            mislabelled_share: 0.0,
-        };
-        let encode = |rgb: Vec<u8>| {
-            let image = RgbImage::from(Image { rgb, height: SIZE[0], width: SIZE[1] });
-            let mut jpeg = Vec::new();
-            let encoded = JpegEncoder::new_with_quality(&mut jpeg, QUALITY).encode_image(&image);
-            encoded.map_err(|error| Error::io("a drawn face", std::io::Error::other(error)))?;
-            Ok(jpeg)
-        };
-        let faces = draw_all(&config, &|_| {});
-        let jpegs = faces.into_par_iter().map(|face| encode(face.rgb)).collect::<Result<_>>()?;
-        Ok(Self { jpegs })
-    }
-
-    fn jpeg(&self, index: usize) -> &[u8] {
-        self.jpegs.get(index % self.jpegs.len().max(1)).map(Vec::as_slice).unwrap_or_default()
-    }
-}
-
-impl Dataset for DrawnFaces {
-    fn len(&self) -> usize {
-        self.jpegs.len() * REPEATS
-    }
-
-    fn num_classes(&self) -> usize {
-        IDENTITIES as usize
-    }
-
-    fn label(&self, index: usize) -> Result<u32> {
-        Ok((index % self.jpegs.len().max(1)) as u32 / IMAGES_EACH)
-    }
-
-    fn load(&self, index: usize) -> Result<Image> {
-        decode::decode(self.jpeg(index), SIZE, false, || self.name(index))
-    }
-
-    fn load_into(&self, index: usize, size: [usize; 2], slot: &mut [u8]) -> Result<()> {
-        decode::decode_into(self.jpeg(index), size, false, slot, || self.name(index))
-    }
-
-    fn name(&self, index: usize) -> String {
-        format!("drawn face {}", index % self.jpegs.len().max(1))
-    }
-}
-
-impl Display for Measured {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut line = |key: &str, value: String| writeln!(f, "{key:<22}{value}");
-        line("images", self.source.clone())?;
-        line("size", format!("{} x {}", self.size[0], self.size[1]))?;
-        let decode = &self.decode;
-        line(
-            "decoding alone",
-            format!(
-                "{:.0} images/s on one thread, {:.3} ms an image",
-                decode.images_per_second, decode.ms_per_image
-            ),
-        )?;
-        let loader = &self.loader;
-        line(
-            "loader",
-            format!(
-                "{:.0} images/s on {} threads in batches of {}, {:.0} a thread (best part: {:.0} images/s)",
-                loader.images_per_second,
-                self.threads,
-                self.batch,
-                loader.images_per_second_per_thread,
-                loader.best_images_per_second
-            ),
-        )?;
-        line(
-            "of which",
-            format!(
-                "decoding {:.3} ms an image, augmenting {:.3} ms",
-                loader.decode_ms_per_image, loader.augment_ms_per_image
-            ),
-        )?;
-        line(
-            "finished batches",
-            format!(
-                "at most {} at once, of {} that may be held",
-                loader.peak_prefetch, loader.prefetch_limit
-            ),
-        )?;
-        writeln!(f)?;
-        let mut table = Table::new(&[
-            ("augmentation", Align::Left),
-            ("ms where applied", Align::Right),
-            ("probability", Align::Right),
-            ("ms an image", Align::Right),
-        ]);
-        for cost in &self.augmentations {
-            let probability = cost.probability.map_or("-".to_owned(), |probability| probability.to_string());
-            let mean = cost.probability.map_or("-".to_owned(), |p| format!("{:.4}", p * cost.ms_per_image));
-            table.row([cost.name.to_owned(), format!("{:.4}", cost.ms_per_image), probability, mean]);
-        }
-        write!(f, "{table}")
     }
 }

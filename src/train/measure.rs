@@ -1,8 +1,10 @@
 //! The time of a training step, measured on made-up images: no data is read for it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use epl_runtime::inspect::profile;
 use epl_runtime::{Device, Session, SessionOptions};
 use rand::Rng;
 use rand_pcg::Pcg64;
@@ -11,10 +13,11 @@ use serde::Serialize;
 use crate::Result;
 use crate::config::{Config, LearningRate};
 use crate::data::Batch;
+use crate::head::sampling::ClassSampler;
 use crate::model::Model;
 use crate::nn::input::packed_bytes;
-use crate::train::plan::{explain_memory, resolve_form};
-use crate::train::step::{class_sampler, record_step};
+use crate::train::plan::{explain_memory, plan, resolve_form};
+use crate::train::step::{StepInputs, class_sampler, record_step};
 use crate::train::trainer::{spec_of, step_options};
 
 /// Seconds of a step.
@@ -78,6 +81,80 @@ pub fn measure_run(
     Ok(RunSeconds { step, step_with_epl, images_per_second, total_steps, train_seconds })
 }
 
+/// The time of all ops of one name in a step.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct OpTime {
+    /// The op.
+    pub name: String,
+    /// How often it is in a step.
+    pub times: usize,
+    /// Milliseconds of all of them.
+    pub ms: f64,
+    /// Billions of floating-point operations a second.
+    pub gflops: f64,
+    /// Billions of bytes a second, every operand counted once.
+    pub gbytes_per_s: f64,
+}
+
+/// A step, whole and by op.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StepProfile {
+    /// Whole steps.
+    pub seconds: StepSeconds,
+    /// Every op in a pass of its own, the slowest first.
+    pub ops: Vec<OpTime>,
+    /// Floating-point operations of a step.
+    pub flops: f64,
+    /// Launches of a step.
+    pub launches: usize,
+    /// Bytes that a GPU holds for it.
+    pub peak_bytes: u64,
+}
+
+/// Measures `steps` steps of `config`, after one more that compiles what it needs, and then each of its ops; with the
+/// empirical branch if the head has one.
+///
+/// # Errors
+/// What does not fit the device.
+pub fn profile_step(
+    config: &Config,
+    classes: usize,
+    device: &Arc<Device>,
+    steps: usize,
+) -> Result<StepProfile> {
+    let config = &resolve_form(config, classes, device.caps())?;
+    let mut measured = Measured::new(config, classes, device, config.head.epl.is_some())?;
+    let seconds = measured.steps(steps)?;
+    let session = &measured.session;
+    let mut by_op: BTreeMap<&str, (usize, f64, f64, f64)> = BTreeMap::new();
+    for timing in profile(session, 3)? {
+        let (times, seconds, flops, bytes) = by_op.entry(timing.op).or_default();
+        *times += 1;
+        *seconds += timing.seconds;
+        *flops += timing.cost.flops;
+        *bytes += timing.cost.bytes;
+    }
+    let of = |(name, (times, seconds, flops, bytes)): (&str, (usize, f64, f64, f64))| {
+        let rate = |amount: f64| amount / seconds.max(1e-12) / 1e9;
+        OpTime {
+            name: name.to_owned(),
+            times,
+            ms: seconds * 1e3,
+            gflops: rate(flops),
+            gbytes_per_s: rate(bytes),
+        }
+    };
+    let mut ops: Vec<OpTime> = by_op.into_iter().map(of).collect();
+    ops.sort_by(|a, b| b.ms.total_cmp(&a.ms));
+    Ok(StepProfile {
+        seconds,
+        ops,
+        flops: session.plan().cost(session.graph()).flops,
+        launches: session.plan().dispatches(),
+        peak_bytes: plan(config, classes, device.caps(), None)?.peak_bytes,
+    })
+}
+
 fn measure_step(
     config: &Config,
     classes: usize,
@@ -85,40 +162,63 @@ fn measure_step(
     empirical: bool,
     steps: usize,
 ) -> Result<StepSeconds> {
-    let explain = |error: crate::Error| explain_memory(error, config, classes, device.caps());
-    let options = step_options(config, empirical);
-    let model = Model::new(spec_of(config, classes)?, device, config.train.seed).map_err(explain)?;
-    let recorded = record_step(&model.spec, &options)?;
-    let mut session = Session::new(&recorded.graph, &model.store, SessionOptions::default())
-        .map_err(|error| explain(error.into()))?;
-    let sampler = class_sampler(&model.spec, &options);
-    let mut random = Pcg64::new(1, 1);
-    let mut seconds = Vec::with_capacity(steps);
-    for step in 0..=steps.max(1) as u64 {
-        let mut images = vec![0; packed_bytes(options.images(), config.model.input)];
-        images.chunks_mut(8).for_each(|chunk| {
-            chunk.iter_mut().zip(random.next_u64().to_le_bytes()).for_each(|(byte, noise)| *byte = noise);
-        });
-        let label = |_| (random.next_u64() % classes.max(1) as u64) as u32;
-        let batch = Batch {
-            images,
-            labels: (0..options.images()).map(label).collect(),
-            mirror: vec![0; options.images()],
-            indices: Vec::new(),
-            epoch: 1,
-            number: step as usize,
-        };
-        let started = Instant::now();
-        // A small rate: what is measured must not grow out of the range of f32.
-        recorded.inputs.write(&mut session, &batch, step, config.train.seed, 1e-4, sampler.as_ref())?;
-        session.step()?;
-        session.flush()?;
-        if step > 0 {
-            seconds.push(started.elapsed().as_secs_f64());
-        }
+    Measured::new(config, classes, device, empirical)?.steps(steps)
+}
+
+/// A step that is measured.
+struct Measured<'a> {
+    config: &'a Config,
+    classes: usize,
+    inputs: StepInputs,
+    sampler: Option<ClassSampler>,
+    /// The session keeps the model's parameters alive.
+    session: Session,
+}
+
+impl<'a> Measured<'a> {
+    fn new(config: &'a Config, classes: usize, device: &Arc<Device>, empirical: bool) -> Result<Self> {
+        let explain = |error: crate::Error| explain_memory(error, config, classes, device.caps());
+        let options = step_options(config, empirical);
+        let model = Model::new(spec_of(config, classes)?, device, config.train.seed).map_err(explain)?;
+        let recorded = record_step(&model.spec, &options)?;
+        let session = Session::new(&recorded.graph, &model.store, SessionOptions::default())
+            .map_err(|error| explain(error.into()))?;
+        let sampler = class_sampler(&model.spec, &options);
+        Ok(Self { config, classes, inputs: recorded.inputs, sampler, session })
     }
-    seconds.sort_by(f64::total_cmp);
-    let at = |index: usize| seconds.get(index).copied().unwrap_or(f64::NAN);
-    let steps = seconds.len();
-    Ok(StepSeconds { steps, median: at(steps / 2), min: at(0), max: at(steps.saturating_sub(1)) })
+
+    /// The time of `steps` steps, after one more.
+    fn steps(&mut self, steps: usize) -> Result<StepSeconds> {
+        let Self { config, classes, inputs, sampler, session } = self;
+        let count = config.train.images_per_step();
+        let mut random = Pcg64::new(1, 1);
+        let mut seconds = Vec::with_capacity(steps);
+        for step in 0..=steps.max(1) as u64 {
+            let mut images = vec![0; packed_bytes(count, config.model.input)];
+            images.chunks_mut(8).for_each(|chunk| {
+                chunk.iter_mut().zip(random.next_u64().to_le_bytes()).for_each(|(byte, noise)| *byte = noise);
+            });
+            let label = |_| (random.next_u64() % (*classes).max(1) as u64) as u32;
+            let batch = Batch {
+                images,
+                labels: (0..count).map(label).collect(),
+                mirror: vec![0; count],
+                indices: Vec::new(),
+                epoch: 1,
+                number: step as usize,
+            };
+            let started = Instant::now();
+            // A small rate: what is measured must not grow out of the range of f32.
+            inputs.write(session, &batch, step, config.train.seed, 1e-4, sampler.as_ref())?;
+            session.step()?;
+            session.flush()?;
+            if step > 0 {
+                seconds.push(started.elapsed().as_secs_f64());
+            }
+        }
+        seconds.sort_by(f64::total_cmp);
+        let at = |index: usize| seconds.get(index).copied().unwrap_or(f64::NAN);
+        let steps = seconds.len();
+        Ok(StepSeconds { steps, median: at(steps / 2), min: at(0), max: at(steps.saturating_sub(1)) })
+    }
 }
