@@ -1,5 +1,6 @@
 //! `epl convert`: weights of other programs, and of training, as safetensors.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
 use std::path::{Path, PathBuf};
 
@@ -92,13 +93,22 @@ impl Convert {
         let mut notes = file.notes().to_vec();
 
         let names: Vec<&str> = file.names().filter(|name| self.is_kept(&file, name)).collect();
+        if let Some(name) = names.iter().find(|name| file.describe(name).is_none()) {
+            return Err(Error::data(
+                format!("{place}: tensor {name}"),
+                "elements of a type that cannot be read",
+                "floats of 16 to 64 bits, or integers",
+                "save the weights as f32",
+            ));
+        }
         let left_out = file.names().count() - names.len();
         let mut description = file.recognised().map(|found| found.description.clone());
         let (mut missing, mut extra) = match file.recognised() {
             Some(found) => (found.missing.clone(), found.extra.clone()),
             None => (Vec::new(), Vec::new()),
         };
-        extra.retain(|name| names.contains(&name.as_str()) && !is_of_head(name));
+        let kept: BTreeSet<&str> = names.iter().copied().collect();
+        extra.retain(|name| kept.contains(name.as_str()) && !is_of_head(name));
         let mut steps = None;
         if let Some(layout) = self.layout {
             let (other, planned) = self.planned(layout, description.as_ref(), &missing, &file, &place)?;
@@ -131,11 +141,10 @@ impl Convert {
             return Err(Error::data(place, "no tensor that can be read", "weights", hint));
         }
         let tensors = floats.len() + dict.tensors.len();
-        dict.write_with(&self.out, &floats, |name, sink| {
-            match outputs.iter().find(|output| output.name() == name) {
-                Some(output) => output.write(&file, heads.as_ref(), &place, sink),
-                None => Ok(()),
-            }
+        let by_name: BTreeMap<&str, &Output> = outputs.iter().map(|output| (output.name(), output)).collect();
+        dict.write_with(&self.out, &floats, |name, sink| match by_name.get(name) {
+            Some(output) => output.write(&file, heads.as_ref(), &place, sink),
+            None => Ok(()),
         })?;
         let converted = Converted {
             input: &self.input,
@@ -153,7 +162,10 @@ impl Convert {
             notes,
         };
         if !converted.missing.is_empty() {
-            note(format_args!("warning: {place} lacks tensors of its network: {}", listed(&converted.missing)));
+            note(format_args!(
+                "warning: {place} lacks tensors of its network: {}",
+                listed(&converted.missing)
+            ));
         }
         context.present(&converted)?;
         Ok(Verdict::Done)
@@ -247,9 +259,11 @@ impl Convert {
             let name = ["weight", HEAD_WEIGHT].into_iter().find(|name| file.shape(name).is_some());
             let shape = name.and_then(|name| file.shape(name));
             let (Some(name), Some(&[rows, columns])) = (name, shape) else {
-                let found = shape.map_or("no tensor called weight".to_owned(), |shape| format!("shape {shape:?}"));
+                let found =
+                    shape.map_or("no tensor called weight".to_owned(), |shape| format!("shape {shape:?}"));
                 let expected = "class weights, a tensor `weight` [classes, embedding]";
-                let hint = "use a file of InsightFace's partial_fc: softmax_fc_gpu_0.pt, rank_0_softmax_weight.pt";
+                let hint =
+                    "use a file of InsightFace's partial_fc: softmax_fc_gpu_0.pt, rank_0_softmax_weight.pt";
                 return Err(Error::data(path.display().to_string(), found, expected, hint));
             };
             if dimension.is_some_and(|dimension| dimension != columns) {
@@ -295,9 +309,10 @@ fn outputs(file: &WeightsFile, names: &[&str], steps: Option<Vec<Step>>, extra: 
     let Some(steps) = steps else { return names.iter().map(|name| same(name)).collect() };
     let there = |step: &Step| !step.optional || step.sources().all(|name| file.describe(name).is_some());
     let steps: Vec<Step> = steps.into_iter().filter(there).collect();
-    let is_new = |name: &&str| !steps.iter().any(|step| step.name == *name);
-    let others = names.iter().copied().filter(|name| is_of_head(name) || extra.iter().any(|extra| extra == name));
-    let others: Vec<Output> = others.filter(is_new).map(same).collect();
+    let made: BTreeSet<&str> = steps.iter().map(|step| step.name.as_str()).collect();
+    let extra: BTreeSet<&str> = extra.iter().map(String::as_str).collect();
+    let others = names.iter().copied().filter(|name| is_of_head(name) || extra.contains(name));
+    let others: Vec<Output> = others.filter(|name| !made.contains(name)).map(same).collect();
     steps.into_iter().map(Output::Step).chain(others).collect()
 }
 
@@ -342,9 +357,11 @@ impl Output {
                 file.for_each_part(name, PIECE, &mut |_, values| sink.write(bytemuck::cast_slice(values)))
             }
             Self::Step(step) => step.write(file, place, sink),
-            Self::Head(_) => heads.map_or(&[][..], |heads| &heads.files).iter().try_for_each(|(file, name)| {
-                file.for_each_part(name, PIECE, &mut |_, values| sink.write(bytemuck::cast_slice(values)))
-            }),
+            Self::Head(_) => {
+                heads.map_or(&[][..], |heads| &heads.files).iter().try_for_each(|(file, name)| {
+                    file.for_each_part(name, PIECE, &mut |_, values| sink.write(bytemuck::cast_slice(values)))
+                })
+            }
         }
     }
 }
@@ -359,9 +376,13 @@ fn listed(names: &[String]) -> String {
 impl Display for Converted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} tensors in {}", self.tensors, self.out.display())?;
-        if let (Some(arch), Some(blocks), Some([height, width])) = (&self.arch, self.blocks, self.input_size) {
+        if let (Some(arch), Some(blocks), Some([height, width])) = (&self.arch, self.blocks, self.input_size)
+        {
             let (channels, embedding) = (self.width.unwrap_or_default(), self.embedding.unwrap_or_default());
-            writeln!(f, "network   {arch} {height}x{width} width {channels} blocks {blocks:?} embedding {embedding}")?;
+            writeln!(
+                f,
+                "network   {arch} {height}x{width} width {channels} blocks {blocks:?} embedding {embedding}"
+            )?;
         }
         if self.left_out > 0 {
             writeln!(f, "left out  {} tensors of training", self.left_out)?;

@@ -78,7 +78,8 @@ impl Description {
             Family::MobileFaceNet => return MOBILE,
         };
         let all: usize = self.blocks.iter().sum();
-        let distance = |blocks: &[usize; 4]| (*blocks != self.blocks, blocks.iter().sum::<usize>().abs_diff(all));
+        let distance =
+            |blocks: &[usize; 4]| (*blocks != self.blocks, blocks.iter().sum::<usize>().abs_diff(all));
         depths.iter().min_by_key(|(_, blocks)| distance(blocks)).map_or("", |(name, _)| name)
     }
 
@@ -295,7 +296,10 @@ mod tests {
     }
 
     /// What is recognised in the tensors of `description`, changed by `change`.
-    fn of(description: &Description, change: impl FnOnce(&mut BTreeMap<String, Vec<usize>>)) -> Option<Recognised> {
+    fn of(
+        description: &Description,
+        change: impl FnOnce(&mut BTreeMap<String, Vec<usize>>),
+    ) -> Option<Recognised> {
         let mut shapes: BTreeMap<String, Vec<usize>> =
             description.tensors().into_iter().map(|tensor| (tensor.name, tensor.shape)).collect();
         change(&mut shapes);
@@ -316,8 +320,19 @@ mod tests {
             // Depths that have no name.
             (describe(Family::Release, [1, 1, 1, 1]), "ir18"),
             (describe(Family::InsightFace, [3, 4, 15, 3]), "iresnet50"),
-            (Description { input: [96, 128], embedding: 7, width: 8, ..describe(Family::Release, [1, 2, 3, 1]) }, "ir18"),
-            (Description { input: [32, 32], width: 4, ..describe(Family::InsightFace, [1, 2, 1, 1]) }, "iresnet18"),
+            (
+                Description {
+                    input: [96, 128],
+                    embedding: 7,
+                    width: 8,
+                    ..describe(Family::Release, [1, 2, 3, 1])
+                },
+                "ir18",
+            ),
+            (
+                Description { input: [32, 32], width: 4, ..describe(Family::InsightFace, [1, 2, 1, 1]) },
+                "iresnet18",
+            ),
         ] {
             let found = of(&description, |_| {}).unwrap();
             assert_eq!(found.description, description);

@@ -29,7 +29,12 @@ pub fn format(path: &Path) -> Result<Format> {
     let file = File::open(path).map_err(|source| Error::io(path, source))?;
     file.take(START).read_to_end(&mut start).map_err(|source| Error::io(path, source))?;
     of_start(&start).map_err(|(found, hint)| {
-        Error::data(path.display().to_string(), found, "weights: a safetensors file, or one of torch.save", hint)
+        Error::data(
+            path.display().to_string(),
+            found,
+            "weights: a safetensors file, or one of torch.save",
+            hint,
+        )
     })
 }
 

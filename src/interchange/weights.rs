@@ -114,10 +114,10 @@ impl WeightsFile {
 
     /// Takes the prefixes off, and recognises the network.
     fn strip(&mut self) {
-        while let Some(prefix) = WRAPPERS
-            .iter()
-            .find(|prefix| !self.names.is_empty() && self.names.keys().all(|name| name.len() > prefix.len() && name.starts_with(**prefix)))
-        {
+        while let Some(prefix) = WRAPPERS.iter().find(|prefix| {
+            !self.names.is_empty()
+                && self.names.keys().all(|name| name.len() > prefix.len() && name.starts_with(**prefix))
+        }) {
             self.names = without(&self.names, prefix).unwrap_or_default();
             self.notes.push(format!("the prefix {prefix} was taken off all names"));
         }
@@ -244,8 +244,10 @@ fn state_in(folder: &Path) -> Result<PathBuf> {
 /// The names without `prefix`, where they have it; `None` where none has it, or two would be the same.
 fn without(names: &BTreeMap<String, String>, prefix: &str) -> Option<BTreeMap<String, String>> {
     let bare = |name: &str| name.strip_prefix(prefix).filter(|rest| !rest.is_empty()).map(str::to_owned);
-    let stripped: BTreeMap<String, String> =
-        names.iter().map(|(name, inner)| (bare(name).unwrap_or_else(|| name.clone()), inner.clone())).collect();
+    let stripped: BTreeMap<String, String> = names
+        .iter()
+        .map(|(name, inner)| (bare(name).unwrap_or_else(|| name.clone()), inner.clone()))
+        .collect();
     let any = names.keys().any(|name| bare(name).is_some());
     (any && stripped.len() == names.len()).then_some(stripped)
 }

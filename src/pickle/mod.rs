@@ -104,7 +104,10 @@ impl<F: Fn(&str, &str) -> bool> Policy for Listed<F> {
         if (self.0)(module, name) {
             return Ok(());
         }
-        Err((format!("a reference to {}", qualified(module, name)), "nothing but the plain data of such a file"))
+        Err((
+            format!("a reference to {}", qualified(module, name)),
+            "nothing but the plain data of such a file",
+        ))
     }
 }
 

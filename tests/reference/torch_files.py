@@ -4,10 +4,11 @@
 
 Needs torch, numpy and safetensors; the files in the repository were written with torch 2.15. For NAME.pth there is
 NAME.safetensors with the tensors that a reader must find: floats as f32, integers as i64. The files named refused_*.pth
-have none: they are to be refused. No file is larger than a few KiB.
+have none: they are to be refused. tiny_*.pth
+are networks, and tiny_*.json what they make of an image. No file is larger than a few KiB.
 """
 
-import io
+import json
 import pickle
 import sys
 import zipfile
@@ -39,6 +40,106 @@ class Net(nn.Module):
         self.drop = nn.Dropout(0.4)
 
 
+WIDTHS = [1, 2, 4, 8]
+BLOCKS = [2, 1, 1, 1]
+SIDE = 32
+EMBEDDING = 4
+
+
+class Block(nn.Module):
+    """A block of the EPL release's network, or of InsightFace's, whose batch norms are called one more."""
+
+    def __init__(self, cin, cout, first, insightface):
+        super().__init__()
+        names = ["bn1", "bn2", "bn3"] if insightface else ["bn0", "bn1", "bn2"]
+        self.names, stride = names, 2 if first else 1
+        self.add_module(names[0], nn.BatchNorm2d(cin))
+        self.conv1 = nn.Conv2d(cin, cout, 3, padding=1, bias=False)
+        self.add_module(names[1], nn.BatchNorm2d(cout))
+        self.prelu = nn.PReLU(cout)
+        if first and not insightface:
+            self.conv2 = nn.Conv2d(cout, cout, 2, stride=2, bias=False)
+        else:
+            self.conv2 = nn.Conv2d(cout, cout, 3, stride=stride, padding=1, bias=False)
+        self.add_module(names[2], nn.BatchNorm2d(cout))
+        self.downsample = None
+        if first:
+            window = 1 if insightface else 2
+            shortcut = nn.Conv2d(cin, cout, window, stride=2, bias=False)
+            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(cout))
+
+    def forward(self, x):
+        first, second, third = (getattr(self, name) for name in self.names)
+        y = third(self.conv2(self.prelu(second(self.conv1(first(x))))))
+        return y + (x if self.downsample is None else self.downsample(x))
+
+
+class Ir(nn.Module):
+    """The improved residual network, tiny: the release's, or InsightFace's."""
+
+    def __init__(self, insightface):
+        super().__init__()
+        self.insightface = insightface
+        self.conv1 = nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
+        self.prelu = nn.PReLU(WIDTHS[0])
+        cin = WIDTHS[0]
+        for layer, (cout, count) in enumerate(zip(WIDTHS, BLOCKS)):
+            blocks = [Block(cin if at == 0 else cout, cout, at == 0, insightface) for at in range(count)]
+            self.add_module(f"layer{layer + 1}", nn.Sequential(*blocks))
+            cin = cout
+        left = SIDE // 16
+        if insightface:
+            self.bn2 = nn.BatchNorm2d(cin)
+            self.fc = nn.Linear(cin * left * left, EMBEDDING)
+            self.features = nn.BatchNorm1d(EMBEDDING)
+        else:
+            self.bn4 = nn.BatchNorm2d(cin)
+            self.fc5 = nn.Conv2d(cin, EMBEDDING, left, bias=False)
+            self.bn5 = nn.BatchNorm1d(EMBEDDING)
+
+    def forward(self, x):
+        x = self.prelu(self.bn1(self.conv1(x)))
+        for layer in range(4):
+            x = getattr(self, f"layer{layer + 1}")(x)
+        if self.insightface:
+            return self.features(self.fc(torch.flatten(self.bn2(x), 1)))
+        return self.bn5(torch.flatten(self.fc5(self.bn4(x)), 1))
+
+
+def image():
+    """The image of tests/convert.rs, [1, 3, SIDE, SIDE], normalised."""
+    y, x = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
+    rgb = torch.stack([x * 7 % 256, y * 5 % 256, x * y % 256]).float()
+    return ((rgb / 255 - 0.5) / 0.5)[None]
+
+
+def write_network(name, insightface, prefix):
+    """A network with values that f16 holds, as views of one storage, packed small; and what it makes of the image."""
+    net = Ir(insightface).eval()
+    with torch.no_grad():
+        for tensor in net.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_((torch.rand_like(tensor) - 0.3).half())
+        for module in net.modules():
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                module.running_var.copy_((module.running_var + 1).half())
+        for block in (net.layer1[0], net.layer2[0], net.layer3[0], net.layer4[0]) if insightface else ():
+            # What the release's kernel of 2x2 has no place for.
+            block.conv2.weight[:, :, 0, :] = 0
+            block.conv2.weight[:, :, :, 0] = 0
+        embedding = net(image())[0]
+    floats = {name: tensor for name, tensor in net.state_dict().items() if tensor.is_floating_point()}
+    storage = torch.cat([tensor.reshape(-1) for tensor in floats.values()]).half()
+    views, at = OrderedDict(), 0
+    for key, tensor in floats.items():
+        views[prefix + key] = storage[at : at + tensor.numel()].view(tensor.shape)
+        at += tensor.numel()
+    torch.save({"epoch": 1, "state_dict": views}, OUT / f"{name}.pth")
+    repack(name, name, None, zipfile.ZIP_DEFLATED)
+    (OUT / f"{name}.json").write_text(json.dumps([float(f"{value:.7g}") for value in embedding.tolist()]) + "\n")
+
+
 def expected(tensors):
     def plain(tensor):
         tensor = tensor.detach()
@@ -54,10 +155,11 @@ def write(name, value, tensors, **options):
 
 def repack(source, name, tensors, compression=zipfile.ZIP_STORED, top=None, force_zip64=False, order=None):
     """The archive of `source` as another program would pack it."""
-    with zipfile.ZipFile(OUT / f"{source}.pth") as old, zipfile.ZipFile(OUT / f"{name}.pth", "w", compression) as new:
-        for entry in old.namelist():
+    with zipfile.ZipFile(OUT / f"{source}.pth") as old:
+        entries = [(entry, old.read(entry)) for entry in old.namelist()]
+    with zipfile.ZipFile(OUT / f"{name}.pth", "w", compression) as new:
+        for entry, contents in entries:
             folder, _, rest = entry.partition("/")
-            contents = old.read(entry)
             if rest == "byteorder" and order is not None:
                 contents = order
             info = zipfile.ZipInfo(f"{top or folder}/{rest}", date_time=(1980, 1, 1, 0, 0, 0))
@@ -144,6 +246,9 @@ def main():
     repack("checkpoint", "deflated", state, zipfile.ZIP_DEFLATED, top="my weights")
     repack("checkpoint", "zip64", state, force_zip64=True)
     repack("state_dict", "refused_big_endian", None, order=b"big")
+
+    write_network("tiny_ir", False, "module.")
+    write_network("tiny_iresnet", True, "backbone.")
 
     torch.save(state, OUT / "refused_legacy.pth", _use_new_zipfile_serialization=False)
     torch.jit.save(torch.jit.script(nn.Linear(1, 1)), OUT / "refused_script.pth")

@@ -292,7 +292,11 @@ pub fn choose<'c>(candidates: &'c [Candidate], key: Option<&str>) -> Result<&'c 
     };
     if candidates.is_empty() {
         let hint = "save a state dict in Python: torch.save(model.state_dict(), new)";
-        return Err(("no tensors by name".to_owned(), "a state dict, or a checkpoint or module with one", hint.into()));
+        return Err((
+            "no tensors by name".to_owned(),
+            "a state dict, or a checkpoint or module with one",
+            hint.into(),
+        ));
     }
     if let Some(key) = key {
         let wanted = if key == WHOLE { "" } else { key };

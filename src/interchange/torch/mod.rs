@@ -92,14 +92,16 @@ impl TorchFile {
             }
         }
         let name = format!("{top}data.pkl");
-        let entry = archive.get(&name).ok_or_else(|| damaged((format!("no {name}"), "a file of torch.save")))?;
+        let entry =
+            archive.get(&name).ok_or_else(|| damaged((format!("no {name}"), "a file of torch.save")))?;
         let program = match map.get(entry.bytes.clone()) {
             Some(bytes) if !entry.deflated && bytes.len() <= MAX_PICKLE => std::borrow::Cow::Borrowed(bytes),
             _ => entry.unpack(&map, MAX_PICKLE).map_err(damaged)?.into(),
         };
         let pickle = parse(&program, &format!("{place}: {name}"))?;
 
-        let refused = |(found, expected, hint): find::Fault| Error::data(place.clone(), found, expected, hint);
+        let refused =
+            |(found, expected, hint): find::Fault| Error::data(place.clone(), found, expected, hint);
         let mut finder = Finder::new(&pickle);
         let candidates = finder.candidates().map_err(refused)?;
         if candidates.is_empty() {
@@ -298,9 +300,8 @@ impl TensorSource for TorchFile {
 
 /// The folder in which the archive has everything, with its slash.
 fn top_folder(archive: &Archive, place: &str) -> Result<String> {
-    let wrong = |found: &str, hint: &str| {
-        Error::data(place, found, "weights as torch.save writes them", hint)
-    };
+    let wrong =
+        |found: &str, hint: &str| Error::data(place, found, "weights as torch.save writes them", hint);
     let mut tops = archive.names().filter_map(|name| {
         let top = name.strip_suffix("data.pkl")?;
         (top.is_empty() || top.find('/') == Some(top.len() - 1)).then_some(top)
@@ -315,11 +316,17 @@ fn top_folder(archive: &Archive, place: &str) -> Result<String> {
         } else if has("config.json") || has(".h5") {
             wrong("a Keras model", "convert it to PyTorch or safetensors first")
         } else {
-            wrong("a zip archive without data.pkl", "check that it is the right file; unpack archives of several files")
+            wrong(
+                "a zip archive without data.pkl",
+                "check that it is the right file; unpack archives of several files",
+            )
         });
     };
     if tops.next().is_some() {
-        return Err(wrong("an archive with data.pkl in several folders", "unpack it and use one of the files"));
+        return Err(wrong(
+            "an archive with data.pkl in several folders",
+            "unpack it and use one of the files",
+        ));
     }
     let script = |name: &str| {
         name.strip_prefix(top).is_some_and(|name| name == "constants.pkl" || name.starts_with("code/"))
@@ -381,7 +388,10 @@ fn storage(archive: &Archive, top: &str, tensor: &Tensor) -> Result<Entry, Strin
         return Err(format!("no {name:?} in the archive"));
     };
     if entry.size != tensor.storage_bytes {
-        return Err(format!("{name:?} of {} bytes where the pickle says {}", entry.size, tensor.storage_bytes));
+        return Err(format!(
+            "{name:?} of {} bytes where the pickle says {}",
+            entry.size, tensor.storage_bytes
+        ));
     }
     Ok(entry.clone())
 }

@@ -48,7 +48,10 @@ impl Policy for Weights {
             return Ok(());
         }
         self.refused.set(Some(Reason::Unknown));
-        Err((format!("a call of {}", qualified(module, name)), "calls of what puts tensors together, and no others"))
+        Err((
+            format!("a call of {}", qualified(module, name)),
+            "calls of what puts tensors together, and no others",
+        ))
     }
 }
 
@@ -216,7 +219,8 @@ fn is_dangerous(module: &str, name: &str) -> bool {
         return DANGEROUS_BUILTINS.binary_search(&name).is_ok() || name.contains('.');
     }
     // The very words, in whatever module they are.
-    matches!(name, "eval" | "exec" | "system" | "popen" | "__import__") || DANGEROUS_NAMES.contains(&(module, name))
+    matches!(name, "eval" | "exec" | "system" | "popen" | "__import__")
+        || DANGEROUS_NAMES.contains(&(module, name))
 }
 
 /// The functions that a file of weights may ask for, each with its module. What they would make is worked out by this
@@ -224,7 +228,8 @@ fn is_dangerous(module: &str, name: &str) -> bool {
 fn may_be_called(module: &str, name: &str) -> bool {
     match module {
         "torch._utils" => {
-            name.starts_with("_rebuild_") && name.bytes().all(|byte| byte == b'_' || byte.is_ascii_alphanumeric())
+            name.starts_with("_rebuild_")
+                && name.bytes().all(|byte| byte == b'_' || byte.is_ascii_alphanumeric())
         }
         "torch._tensor" => name == "_rebuild_from_type_v2",
         "torch" => matches!(name, "Size" | "device" | "Generator"),
@@ -238,13 +243,29 @@ fn may_be_called(module: &str, name: &str) -> bool {
         "copy_reg" | "copyreg" => matches!(name, "_reconstructor" | "__newobj__"),
         "builtins" | "__builtin__" => matches!(
             name,
-            "set" | "frozenset" | "list" | "dict" | "tuple" | "slice" | "range" | "complex" | "bytearray" | "bytes" | "object"
+            "set"
+                | "frozenset"
+                | "list"
+                | "dict"
+                | "tuple"
+                | "slice"
+                | "range"
+                | "complex"
+                | "bytearray"
+                | "bytes"
+                | "object"
         ),
         // A function with some of its arguments, as layers keep it; what it would call is checked where it is named.
         "functools" => name == "partial",
+        // A name, and nothing else.
+        "logging" => name == "getLogger",
+        "types" => name == "SimpleNamespace",
         "datetime" => matches!(name, "datetime" | "timedelta" | "date" | "timezone"),
         "pathlib" | "pathlib._local" => {
-            matches!(name, "Path" | "PosixPath" | "WindowsPath" | "PurePath" | "PurePosixPath" | "PureWindowsPath")
+            matches!(
+                name,
+                "Path" | "PosixPath" | "WindowsPath" | "PurePath" | "PurePosixPath" | "PureWindowsPath"
+            )
         }
         _ => false,
     }

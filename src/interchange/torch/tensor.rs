@@ -241,8 +241,10 @@ fn dense(pickle: &Pickle<'_>, args: &[Id], with_dtype: bool) -> Result<Tensor, S
     };
     let storage_bytes = storage_bytes.ok_or_else(|| format!("a storage of {count} elements"))?;
     let shape = numbers(pickle, size).ok_or_else(|| "sizes that are not numbers of 0 or more".to_owned())?;
-    let strides = numbers(pickle, stride).ok_or_else(|| "strides that are not numbers of 0 or more".to_owned())?;
-    let offset = number(pickle, offset).ok_or_else(|| "an offset that is not a number of 0 or more".to_owned())?;
+    let strides =
+        numbers(pickle, stride).ok_or_else(|| "strides that are not numbers of 0 or more".to_owned())?;
+    let offset =
+        number(pickle, offset).ok_or_else(|| "an offset that is not a number of 0 or more".to_owned())?;
     if shape.len() != strides.len() || shape.len() > MAX_RANK {
         return Err(format!("{} sizes and {} strides", shape.len(), strides.len()));
     }
@@ -261,9 +263,10 @@ fn dense(pickle: &Pickle<'_>, args: &[Id], with_dtype: bool) -> Result<Tensor, S
         return Err(format!("{} from {offset} on in a storage of {held} elements", large()));
     }
     // So that the walk cannot overflow: each stride's step past the end stays far below the limit.
-    let past = shape.iter().zip(&strides).try_fold(last, |sum, (&size, &stride)| {
-        sum.checked_add(stride.checked_mul(size)?)
-    });
+    let past = shape
+        .iter()
+        .zip(&strides)
+        .try_fold(last, |sum, (&size, &stride)| sum.checked_add(stride.checked_mul(size)?));
     past.ok_or_else(large)?;
     Ok(Tensor { storage: key.to_owned(), storage_bytes, element, shape, strides, offset, elements })
 }

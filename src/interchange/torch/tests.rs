@@ -117,7 +117,8 @@ fn what_pytorch_wrote_is_read_to_the_bit() {
         count += 1;
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         let key = (name == "two_keys").then_some("critic");
-        let file = TorchFile::open(&path.with_extension("pth"), key).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let file = TorchFile::open(&path.with_extension("pth"), key)
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
         let expected = StateDict::read(&path).unwrap();
         assert_eq!(file.names().collect::<Vec<_>>(), expected.tensors.keys().collect::<Vec<_>>(), "{name}");
         for (tensor, (shape, value)) in &expected.tensors {
@@ -125,7 +126,8 @@ fn what_pytorch_wrote_is_read_to_the_bit() {
             assert_eq!(found, shape, "{name}: {tensor}");
             match value {
                 Value::F32(values) => {
-                    let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+                    let bits =
+                        |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
                     assert_eq!(bits(&file.floats_of(tensor).unwrap()), bits(values), "{name}: {tensor}");
                     let mut pieces = Vec::new();
                     let mut each = |first: usize, part: &[f32]| {
@@ -238,7 +240,8 @@ fn what_refers_to_itself_or_repeats_itself_is_bounded() {
         state.concat()
     };
     // A dict in itself, and a tuple in itself by way of a list: nothing follows them for ever.
-    open(&pickled(&[b"}q\0(", text("w").as_slice(), &floats(0, &[2], &[1]), &text("x"), b"h\0u"].concat())).unwrap();
+    open(&pickled(&[b"}q\0(", text("w").as_slice(), &floats(0, &[2], &[1]), &text("x"), b"h\0u"].concat()))
+        .unwrap();
     open(&beside(b"]q\0h\0\x85a")).unwrap();
     // A module in itself.
     let inner = module(&[b"}", text("m").as_slice(), b"h\0s"].concat());
@@ -261,7 +264,12 @@ fn what_refers_to_itself_or_repeats_itself_is_bounded() {
     // A stack of copies; a thousand names of one long key.
     refused(&pickled(&[&b"N"[..], &b"2".repeat(1 << 20)].concat()));
     // Counts that are not there.
-    for huge in [&b"X\xff\xff\xff\xff"[..], b"\x8d\xff\xff\xff\xff\xff\xff\xff\x7f", b"B\xff\xff\xff\xff", b"\x8b\xff\xff\xff\x7f"] {
+    for huge in [
+        &b"X\xff\xff\xff\xff"[..],
+        b"\x8d\xff\xff\xff\xff\xff\xff\xff\x7f",
+        b"B\xff\xff\xff\xff",
+        b"\x8b\xff\xff\xff\x7f",
+    ] {
         refused(&beside(huge));
     }
 }
@@ -335,7 +343,8 @@ fn tensors_stay_within_their_storages() {
     // Many tensors that are each small enough.
     let many: Vec<(String, Vec<u8>)> =
         (0..100).map(|at| (at.to_string(), floats(0, &[1 << 20], &[0]))).collect();
-    let many: Vec<(&str, Vec<u8>)> = many.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
+    let many: Vec<(&str, Vec<u8>)> =
+        many.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
     assert!(refused(&pickled(&dict(&many))).contains("repeated beyond reason"));
 }
 

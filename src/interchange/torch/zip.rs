@@ -165,11 +165,7 @@ impl Directory {
 }
 
 /// The directory's entry at `at`: its name, the entry, where its local header starts, and where the next one is.
-fn central(
-    file: &[u8],
-    at: usize,
-    directory: &Range<usize>,
-) -> Result<(String, Entry, usize, usize), Fault> {
+fn central(file: &[u8], at: usize, directory: &Range<usize>) -> Result<(String, Entry, usize, usize), Fault> {
     let damaged = || ("a damaged directory".to_owned(), "a whole zip archive");
     let field = |offset: usize| number::<2>(file, at + offset).ok_or_else(damaged);
     let wide = |offset: usize| number::<4>(file, at + offset).ok_or_else(damaged);
