@@ -283,7 +283,7 @@ fn references_to_anything_but_storages_are_refused() {
         persistent("storage", "ctorch\nsave\n", "0", 8),
         persistent("storage", "N", "0", 8),
         persistent("storage", float, "0", -1),
-        b"X\x01\0\0\00Q".to_vec(),
+        b"X\x01\0\0\x000Q".to_vec(),
         b"Pstorage\n".to_vec(),
         b"NQ".to_vec(),
         b")Q".to_vec(),
