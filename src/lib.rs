@@ -13,6 +13,7 @@ pub mod head;
 pub mod interchange;
 pub mod model;
 pub mod nn;
+pub mod pickle;
 pub mod report;
 pub mod train;
 

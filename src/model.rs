@@ -103,17 +103,9 @@ impl ModelSpec {
 
     /// What metadata say about the network.
     pub fn description(&self) -> Vec<(String, String)> {
-        let network = &self.network;
-        vec![
-            ("arch".into(), self.arch.clone()),
-            ("input".into(), format!("[{}, {}]", network.input[0], network.input[1])),
-            ("embedding".into(), network.embedding.to_string()),
-            ("width".into(), network.width.to_string()),
-            ("blocks".into(), format!("{:?}", network.blocks)),
-            ("channel_order".into(), "RGB".into()),
-            ("normalization".into(), "(x/255 - 0.5)/0.5".into()),
-            ("producer".into(), format!("epl {}", env!("CARGO_PKG_VERSION"))),
-        ]
+        let mut pairs = self.network.description(&self.arch);
+        pairs.push(("producer".into(), format!("epl {}", env!("CARGO_PKG_VERSION"))));
+        pairs
     }
 
     /// What the metadata of a weights file say, after `step` steps: the network, and what it was trained with.

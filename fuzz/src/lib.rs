@@ -40,3 +40,22 @@ pub fn record_file() -> Vec<u8> {
     }
     file
 }
+
+/// A file of `torch.save` with this pickle and one storage, `0`, of 64 bytes.
+pub fn torch_file(pickle: &[u8]) -> Vec<u8> {
+    let storage: Vec<u8> = (0..64).collect();
+    let (mut file, mut directory) = (Vec::new(), Vec::new());
+    for (name, contents) in [("a/data.pkl", pickle), ("a/data/0", storage.as_slice())] {
+        let at = (file.len() as u32).to_le_bytes();
+        let length = (contents.len() as u32).to_le_bytes();
+        let name_length = (name.len() as u16).to_le_bytes();
+        let common = [&[0; 14][..], &length, &length, &name_length, &[0; 2]].concat();
+        file.extend([b"PK\x03\x04", &common[..], name.as_bytes(), contents].concat());
+        directory.extend([b"PK\x01\x02\0\0", &common[..], &[0; 10], &at, name.as_bytes()].concat());
+    }
+    let start = (file.len() as u32).to_le_bytes();
+    let size = (directory.len() as u32).to_le_bytes();
+    file.extend(directory);
+    file.extend([&b"PK\x05\x06\0\0\0\0\x02\0\x02\0"[..], &size, &start, &[0; 2]].concat());
+    file
+}

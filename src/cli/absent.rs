@@ -22,22 +22,6 @@ fn absent(command: &str, instead: &str) -> Error {
     )
 }
 
-/// Not in this version: convert weights between .pth, .pt and .safetensors
-#[derive(Debug, Args)]
-pub struct Convert {
-    #[command(flatten)]
-    rest: Rest,
-}
-
-impl Convert {
-    pub fn error(&self) -> Error {
-        absent(
-            "convert",
-            "weights are read from .safetensors; in Python, safetensors.torch.save_file writes it",
-        )
-    }
-}
-
 /// The commands of `epl data` that this version does not have.
 #[derive(Debug, Subcommand)]
 pub enum DataTools {

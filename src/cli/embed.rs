@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use super::output::progress;
+use super::output::{note, progress};
 use super::{Context, Verdict};
 use crate::Result;
 use crate::eval::embedder::Embedder;
 use crate::interchange::safetensors::{StateDict, Value, probe};
-use crate::interchange::tensor_file::{TensorFile, TensorSource};
+use crate::interchange::tensor_file::TensorSource;
+use crate::interchange::weights::WeightsFile;
 use crate::model::{Model, ModelSpec};
 use sources::Sources;
 
@@ -56,8 +57,8 @@ pub struct Embed {
 /// A trained network.
 #[derive(Debug, Args)]
 pub struct Weights {
-    /// The network's weights, as `epl train` writes them
-    #[arg(long, value_name = "W.safetensors")]
+    /// The network's weights: a .safetensors as `epl train` writes them, a .pth or .pt of PyTorch, or a checkpoint's folder
+    #[arg(long, value_name = "W")]
     pub weights: PathBuf,
     /// The network's architecture, where the weights' metadata does not have it
     #[arg(long, value_name = "A")]
@@ -75,8 +76,11 @@ impl Weights {
     }
 
     /// The file's tensors and the network that it is of, without a device.
-    pub fn read(&self) -> Result<(TensorFile, ModelSpec)> {
-        let file = TensorFile::open(&self.weights)?;
+    pub fn read(&self) -> Result<(WeightsFile, ModelSpec)> {
+        let file = WeightsFile::open(&self.weights)?;
+        for line in file.notes() {
+            note(format_args!("{}: {line}", self.place()));
+        }
         let spec = ModelSpec::from_metadata(file.metadata(), self.arch.as_deref(), &self.place())?;
         Ok((file, spec))
     }

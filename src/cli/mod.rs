@@ -6,6 +6,7 @@
 
 mod absent;
 mod bench;
+mod convert;
 mod data;
 mod devices;
 mod embed;
@@ -65,7 +66,7 @@ enum Command {
     Eval(eval::Eval),
     Ops(ops::Ops),
     Export(export::Export),
-    Convert(absent::Convert),
+    Convert(convert::Convert),
     Data(data::Data),
     Bench(bench::Bench),
 }
@@ -106,7 +107,7 @@ impl Command {
             Self::Eval(command) => command.run(context),
             Self::Ops(command) => command.run(context),
             Self::Export(command) => command.run(context),
-            Self::Convert(command) => Err(command.error()),
+            Self::Convert(command) => command.run(context),
             Self::Data(command) => command.run(context),
             Self::Bench(command) => command.run(context),
         }

@@ -2,7 +2,7 @@
 //!
 //! Such a file is a pickle of (2N encoded images, N booleans); pair i is the images 2i and 2i + 1. Twenty years
 //! of Python have written them: images are byte strings, bytearrays or arrays of uint8, booleans are plain, NumPy
-//! scalars or an array. These are read and nothing else; nothing in the file is ever run ([`super::pickle`]).
+//! scalars or an array. These are read and nothing else; nothing in the file is ever run ([`crate::pickle`]).
 
 mod writer;
 
@@ -10,8 +10,8 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::pickle::{Id, Node, Pickle};
 use super::{Image, decode, pairs};
+use crate::pickle::{Id, Node, Pickle};
 use crate::{Error, Result};
 
 /// Pairs of images and whether the two show the same person.

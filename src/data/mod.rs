@@ -15,7 +15,6 @@ pub mod loader;
 pub mod memory;
 pub mod pack;
 mod pairs;
-pub mod pickle;
 pub mod probe;
 pub mod recordio;
 pub mod stored;

@@ -44,7 +44,7 @@ impl StateDict {
         }
     }
 
-    /// Reads a safetensors file. f32, f16, bf16 and f64 become f32; integers become i64.
+    /// Reads a safetensors file. f32, f16, bf16 and f64 become f32; integers and booleans become i64.
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
         let place = path.display().to_string();
@@ -61,7 +61,7 @@ impl StateDict {
         for (name, view) in file.tensors() {
             let value = convert(view.dtype(), view.data()).ok_or_else(|| {
                 let (place, dtype) = (format!("{place}: tensor {name}"), format!("{:?}", view.dtype()));
-                Error::data(place, dtype, "f32, f16, bf16, f64, u8, i32 or i64", "save the weights as f32")
+                Error::data(place, dtype, "floats of 16 to 64 bits, or integers", "save the weights as f32")
             })?;
             found.tensors.insert(name, (view.shape().to_vec(), value));
         }
@@ -250,9 +250,13 @@ pub(super) fn convert(dtype: Dtype, data: &[u8]) -> Option<Value> {
         Dtype::F64 => Value::F32(chunks(data, |b| f64::from_le_bytes(b) as f32)),
         Dtype::F16 => Value::F32(chunks(data, |b| half::f16::from_le_bytes(b).to_f32())),
         Dtype::BF16 => Value::F32(chunks(data, |b| half::bf16::from_le_bytes(b).to_f32())),
+        Dtype::I8 => Value::I64(chunks(data, |b| i64::from(i8::from_le_bytes(b)))),
+        Dtype::I16 => Value::I64(chunks(data, |b| i64::from(i16::from_le_bytes(b)))),
         Dtype::I32 => Value::I64(chunks(data, |b| i64::from(i32::from_le_bytes(b)))),
         Dtype::I64 => Value::I64(chunks(data, i64::from_le_bytes)),
-        Dtype::U8 => Value::I64(data.iter().map(|&b| i64::from(b)).collect()),
+        Dtype::U16 => Value::I64(chunks(data, |b| i64::from(u16::from_le_bytes(b)))),
+        Dtype::U32 => Value::I64(chunks(data, |b| i64::from(u32::from_le_bytes(b)))),
+        Dtype::BOOL | Dtype::U8 => Value::I64(data.iter().map(|&b| i64::from(b)).collect()),
         _ => return None,
     })
 }

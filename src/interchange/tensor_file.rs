@@ -41,7 +41,16 @@ pub trait TensorSource {
     }
 }
 
-fn absent(place: impl Into<String>, name: &str) -> Error {
+/// What a tensor's elements are read as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// f32, whatever width they have in the file.
+    Float,
+    /// i64, whatever width they have in the file.
+    Integer,
+}
+
+pub(super) fn absent(place: impl Into<String>, name: &str) -> Error {
     Error::data(place, format!("no tensor {name}"), "it", "use a file of the same architecture")
 }
 
@@ -133,6 +142,16 @@ impl TensorFile {
     /// The names of the tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
+    }
+
+    /// Shape and kind of the elements of tensor `name`; `None` where there is none, or none that can be read.
+    pub fn describe(&self, name: &str) -> Option<(&[usize], Kind)> {
+        let entry = self.entries.get(name)?;
+        let kind = match width(entry.dtype) {
+            Some(_) => Kind::Float,
+            None => super::safetensors::convert(entry.dtype, &[]).map(|_| Kind::Integer)?,
+        };
+        Some((&entry.shape, kind))
     }
 
     /// A tensor of integers.

@@ -112,6 +112,30 @@ impl Network {
         Err(Error::usage(format!("unknown architecture {arch:?}"), format!("known: {known}")))
     }
 
+    /// The name of its architecture; of another depth than those that have one, that of the nearest.
+    pub fn arch(&self) -> &'static str {
+        let all: usize = self.blocks.iter().sum();
+        let distance =
+            |blocks: &[usize; 4]| (*blocks != self.blocks, blocks.iter().sum::<usize>().abs_diff(all));
+        let depths = self.family.depths();
+        depths.iter().min_by_key(|(_, blocks)| distance(blocks)).map_or("", |(name, _)| name)
+    }
+
+    /// What metadata say about it under the name `arch`.
+    pub fn description(&self, arch: &str) -> Vec<(String, String)> {
+        [
+            ("arch", arch.to_owned()),
+            ("input", format!("[{}, {}]", self.input[0], self.input[1])),
+            ("embedding", self.embedding.to_string()),
+            ("width", self.width.to_string()),
+            ("blocks", format!("{:?}", self.blocks)),
+            ("channel_order", "RGB".to_owned()),
+            ("normalization", "(x/255 - 0.5)/0.5".to_owned()),
+        ]
+        .map(|(key, value)| (key.to_owned(), value))
+        .into()
+    }
+
     /// Checks what the layers need, and that no size is beyond its bound.
     pub fn validate(&self) -> Result<()> {
         let [height, width] = self.input;

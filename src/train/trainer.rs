@@ -10,7 +10,7 @@ use crate::data::{Dataset, Loader, LoaderOptions};
 use crate::eval::embedder::Embedder;
 use crate::eval::pairs::PairSet;
 use crate::head::sampling::ClassSampler;
-use crate::interchange::tensor_file::TensorFile;
+use crate::interchange::weights::WeightsFile;
 use crate::model::{Head, Model, ModelSpec};
 use crate::nn::Network;
 use crate::train::plan::{explain_memory, resolve_form};
@@ -159,7 +159,7 @@ impl Trainer {
     /// A file that cannot be read, or is of another network.
     pub fn initialize(&self) -> Result<Vec<String>> {
         match &self.config.model.init {
-            Some(path) => self.model.load(&TensorFile::open(path)?, &path.display().to_string()),
+            Some(path) => self.model.load(&WeightsFile::open(path)?, &path.display().to_string()),
             None => Ok(Vec::new()),
         }
     }

@@ -32,7 +32,7 @@ pub const CRATES: [Crate; 2] = [
         name: "epl",
         folder: "src",
         layers: &[
-            &["error"],
+            &["error", "pickle"],
             &["nn"],
             &["head"],
             &["data", "interchange", "checkpoint", "config"],

@@ -17,7 +17,7 @@ use crate::data::{self, Dataset, Options};
 use crate::eval::embedder::Embedder;
 use crate::eval::noise::{self, OtherClass, Prototypes, Ranking, Suspect};
 use crate::interchange::safetensors::{probe, write_atomically};
-use crate::interchange::tensor_file::TensorFile;
+use crate::interchange::tensor_file::TensorSource;
 use crate::model::{HEAD_QUEUE, HEAD_WEIGHT};
 use crate::report::{NoiseRow, NoiseSheet, OtherPrototype, Portrait};
 
@@ -146,7 +146,7 @@ impl Noise {
     }
 
     /// The prototypes in the weights. Where means are to be computed they say at least how many classes there are.
-    fn stored_prototypes(&self, file: &TensorFile, dimension: usize) -> Result<Prototypes> {
+    fn stored_prototypes(&self, file: &dyn TensorSource, dimension: usize) -> Result<Prototypes> {
         let names: &[&str] = match self.against {
             None | Some(Against::Mean) => &[HEAD_QUEUE, HEAD_WEIGHT],
             Some(Against::Queue) => &[HEAD_QUEUE],

@@ -3,14 +3,13 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use super::{Fault, Id, Node, Object, text};
+use super::{Fault, Id, Making, Node, Object, Policy, Refusal, text};
 
 /// The most values that one pickle may build: far above any list of images or state dict, and low enough that
 /// one-byte instructions cannot fill the memory.
 pub const MAX_VALUES: usize = 1 << 22;
 
-/// Found and expected; where is added by the loop over the instructions.
-type Refusal = (String, &'static str);
+/// Where it was refused is added by the loop over the instructions.
 type Step<T> = Result<T, Refusal>;
 
 /// The state of a run.
@@ -22,14 +21,14 @@ pub struct Machine<'a, 'f> {
     /// The stack's heights at the marks.
     marks: Vec<usize>,
     memo: HashMap<u64, Id>,
-    allow: &'f dyn Fn(&str, &str) -> bool,
+    policy: &'f dyn Policy,
 }
 
 impl<'a, 'f> Machine<'a, 'f> {
     /// A machine at the start of `input`.
-    pub fn new(input: &'a [u8], allow: &'f dyn Fn(&str, &str) -> bool) -> Self {
+    pub fn new(input: &'a [u8], policy: &'f dyn Policy) -> Self {
         let (nodes, stack, marks) = (Vec::new(), Vec::new(), Vec::new());
-        Self { input, position: 0, nodes, stack, marks, memo: HashMap::new(), allow }
+        Self { input, position: 0, nodes, stack, marks, memo: HashMap::new(), policy }
     }
 
     /// Runs to the pickle's end and returns its result.
@@ -159,16 +158,20 @@ impl<'a, 'f> Machine<'a, 'f> {
                 self.global(module, name)?;
             }
             0x93 => self.stack_global()?,
-            b'R' | 0x81 => {
+            b'R' => {
                 let (args, callable) = (self.pop()?, self.pop()?);
-                self.object(callable, args)?;
+                self.object(Making::Call, callable, args)?;
+            }
+            0x81 => {
+                let (args, callable) = (self.pop()?, self.pop()?);
+                self.object(Making::New, callable, args)?;
             }
             0x92 => {
                 let (keywords, args, callable) = (self.pop()?, self.pop()?, self.pop()?);
                 if !matches!(self.get(keywords), Node::Dict(entries) if entries.is_empty()) {
                     return Err(("a call with keyword arguments".to_owned(), "positional arguments"));
                 }
-                self.object(callable, args)?;
+                self.object(Making::New, callable, args)?;
             }
             b'i' => {
                 let (module, name) = (self.name_line()?, self.name_line()?);
@@ -176,7 +179,7 @@ impl<'a, 'f> Machine<'a, 'f> {
                 self.global(module, name)?;
                 self.push(Node::Tuple(args))?;
                 let (args, callable) = (self.pop()?, self.pop()?);
-                self.object(callable, args)?;
+                self.object(Making::Call, callable, args)?;
             }
             b'o' => {
                 let items = self.pop_to_mark()?;
@@ -185,7 +188,7 @@ impl<'a, 'f> Machine<'a, 'f> {
                 };
                 self.push(Node::Tuple(args.to_vec()))?;
                 let args = self.pop()?;
-                self.object(callable, args)?;
+                self.object(Making::Call, callable, args)?;
             }
             b'b' => self.build()?,
             b'P' => {
@@ -445,12 +448,7 @@ impl<'a, 'f> Machine<'a, 'f> {
     }
 
     fn global(&mut self, module: &'a str, name: &'a str) -> Step<()> {
-        if !(self.allow)(module, name) {
-            return Err((
-                format!("a reference to {}.{}", text::show(module.as_bytes()), text::show(name.as_bytes())),
-                "nothing but the plain data of such a file",
-            ));
-        }
+        self.policy.import(module, name)?;
         self.push(Node::Global(module, name))
     }
 
@@ -462,21 +460,23 @@ impl<'a, 'f> Machine<'a, 'f> {
         }
     }
 
-    fn object(&mut self, callable: Id, args: Id) -> Step<()> {
-        if !matches!(self.get(callable), Node::Global(..)) {
+    fn object(&mut self, making: Making, callable: Id, args: Id) -> Step<()> {
+        let &Node::Global(module, name) = self.get(callable) else {
             return Err(("a call of something that was not imported".to_owned(), "an imported name"));
-        }
+        };
+        self.policy.make(making, module, name)?;
         if !matches!(self.get(args), Node::Tuple(_)) {
             return Err(("arguments that are not a tuple".to_owned(), "a tuple"));
         }
-        let object = Object { callable, args, state: None, items: Vec::new(), entries: Vec::new() };
+        let object = Object { making, callable, args, state: None, items: Vec::new(), entries: Vec::new() };
         self.push(Node::Object(Box::new(object)))
     }
 
     fn build(&mut self) -> Step<()> {
         let state = self.pop()?;
         match self.top_node()? {
-            Node::Object(object) => object.state = Some(state),
+            Node::Object(object) if object.state.is_none() => object.state = Some(state),
+            Node::Object(_) => return Err(("a second state for an object".to_owned(), "one")),
             _ => return Err(("a state for something that is not an object".to_owned(), "an object")),
         }
         Ok(())

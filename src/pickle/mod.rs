@@ -49,9 +49,20 @@ pub enum Node<'a> {
     Persistent(Id),
 }
 
+/// How a pickle says that an object is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Making {
+    /// By a call, which runs whatever is named: `REDUCE`, `INST`, `OBJ`.
+    Call,
+    /// By a class's `__new__`, without its initialiser: `NEWOBJ`, `NEWOBJ_EX`.
+    New,
+}
+
 /// A call, and what was done with its result.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Object {
+    /// How it is made.
+    pub making: Making,
     /// What is called: a [`Node::Global`].
     pub callable: Id,
     /// Its arguments: a [`Node::Tuple`].
@@ -62,6 +73,47 @@ pub struct Object {
     pub items: Vec<Id>,
     /// What is assigned by key, if it is a kind of dict.
     pub entries: Vec<(Id, Id)>,
+}
+
+/// What was found, and what was expected.
+pub type Refusal = (String, &'static str);
+
+/// What a pickle may name and make. Nothing is ever imported or called: a policy says what is data, and what only a
+/// file would hold that wants to run something.
+pub trait Policy {
+    /// Whether `name` of `module` may be named.
+    ///
+    /// # Errors
+    /// Where it may not.
+    fn import(&self, module: &str, name: &str) -> Result<(), Refusal>;
+
+    /// Whether an object may be made from `name` of `module`, which may be named.
+    ///
+    /// # Errors
+    /// Where it may not.
+    fn make(&self, _making: Making, _module: &str, _name: &str) -> Result<(), Refusal> {
+        Ok(())
+    }
+}
+
+/// The policy of a list: what may be named may be called.
+struct Listed<F>(F);
+
+impl<F: Fn(&str, &str) -> bool> Policy for Listed<F> {
+    fn import(&self, module: &str, name: &str) -> Result<(), Refusal> {
+        if (self.0)(module, name) {
+            return Ok(());
+        }
+        Err((
+            format!("a reference to {}", qualified(module, name)),
+            "nothing but the plain data of such a file",
+        ))
+    }
+}
+
+/// A name with its module, safe to print.
+pub fn qualified(module: &str, name: &str) -> String {
+    format!("{}.{}", text::show(module.as_bytes()), text::show(name.as_bytes()))
 }
 
 /// Why a pickle was refused.
@@ -90,7 +142,15 @@ impl<'a> Pickle<'a> {
     /// An import that is not allowed, an instruction that is unknown, out of place or of protocol 5, an integer of
     /// more than 64 bits, more than 2^22 values, or the end of the input.
     pub fn parse(input: &'a [u8], allow: impl Fn(&str, &str) -> bool) -> Result<Self, Fault> {
-        let mut machine = machine::Machine::new(input, &allow);
+        Self::parse_by(input, &Listed(allow))
+    }
+
+    /// The same with a policy.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn parse_by(input: &'a [u8], policy: &dyn Policy) -> Result<Self, Fault> {
+        let mut machine = machine::Machine::new(input, policy);
         let root = machine.run()?;
         let length = machine.position();
         Ok(Self { nodes: machine.into_nodes(), root, length })
@@ -99,6 +159,11 @@ impl<'a> Pickle<'a> {
     /// The value that the pickle stands for.
     pub fn root(&self) -> Id {
         self.root
+    }
+
+    /// All values that the pickle built, whatever became of them.
+    pub fn ids(&self) -> impl Iterator<Item = Id> {
+        (0..self.nodes.len() as u32).map(Id)
     }
 
     /// The number of input bytes that the pickle took.
@@ -143,9 +208,9 @@ impl<'a> Pickle<'a> {
             Node::List(items) => format!("a list of {}", items.len()),
             Node::Set(items) => format!("a set of {}", items.len()),
             Node::Dict(entries) => format!("a dict of {}", entries.len()),
-            Node::Global(module, name) => format!("{module}.{name}"),
+            Node::Global(module, name) => qualified(module, name),
             Node::Object(object) => match self.node(object.callable) {
-                Node::Global(module, name) => format!("an object made by {module}.{name}"),
+                Node::Global(module, name) => format!("an object made by {}", qualified(module, name)),
                 _ => "an object".to_owned(),
             },
             Node::Persistent(_) => "a reference to something outside the pickle".to_owned(),
