@@ -135,7 +135,9 @@ impl<'p, 'a> Finder<'p, 'a> {
         for (name, value, in_dict) in self.children(candidate.id)? {
             match tensor(self.pickle, value) {
                 Some(_) if in_dict => named.tensors.push((name, value)),
-                _ => named.others.push(name),
+                // Attributes of a dict, such as the versions of modules, are no part of what it holds.
+                _ if in_dict => named.others.push(name),
+                _ => {}
             }
         }
         Ok(named)

@@ -1,6 +1,6 @@
 //! Tensors as a pickle describes them: a storage outside of it, an offset, sizes and strides, all of them checked.
 
-use crate::pickle::{Id, Node, Pickle};
+use crate::pickle::{Id, Node, Pickle, qualified};
 
 /// The type of an element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,6 +168,8 @@ impl Tensor {
 
 /// The most dimensions of a tensor; PyTorch has the same bound.
 const MAX_RANK: usize = 64;
+/// The longest name of a storage or of its class: a tensor keeps a copy, and many tensors may have one name.
+const MAX_NAME: usize = 256;
 /// How deep the wrappers of a tensor (parameter, subclass) may be nested.
 const MAX_WRAPPERS: usize = 8;
 
@@ -194,7 +196,7 @@ pub fn tensor(pickle: &Pickle<'_>, id: Id) -> Option<Result<Tensor, String>> {
                         return Some(dense(pickle, args, name == "_rebuild_tensor_v3"));
                     }
                     ("_rebuild_parameter" | "_rebuild_parameter_with_state", &[data, ..]) => id = data,
-                    _ => return Some(Err(format!("a tensor made by {name}"))),
+                    _ => return Some(Err(format!("a tensor made by {}", qualified("torch._utils", name)))),
                 }
             }
             ("torch._utils", kind, _) if kind.starts_with("_rebuild_") => return Some(Err(unusual(kind))),
@@ -224,21 +226,20 @@ fn dense(pickle: &Pickle<'_>, args: &[Id], with_dtype: bool) -> Result<Tensor, S
     let (class, key, count) = reference_of(pickle, reference)?;
     // Version 3 names the elements' type after requires_grad and the hooks; its storage is one of bytes.
     let dtype = if with_dtype { rest.get(2).copied() } else { None };
-    let (element, storage_bytes) = match (class, dtype.map(|id| pickle.node(id))) {
-        ("UntypedStorage", Some(&Node::Global("torch", name))) => {
-            (Element::of_dtype(name).ok_or_else(|| format!("elements of torch.{name}"))?, Some(count))
-        }
-        (_, Some(&Node::Global("torch", name))) if Element::of_dtype(name).is_some() => {
-            let held = Element::of_storage(class).ok_or_else(|| format!("a {class}"))?;
-            let element = Element::of_dtype(name).ok_or_else(|| format!("elements of torch.{name}"))?;
-            (element, count.checked_mul(held.width()))
-        }
-        (_, Some(_)) => return Err("a type of elements that is unknown".to_owned()),
-        (_, None) => {
-            let element = Element::of_storage(class).ok_or_else(|| format!("elements of a {class}"))?;
-            (element, count.checked_mul(element.width()))
+    let of_dtype = |name: &str| {
+        Element::of_dtype(name).ok_or_else(|| format!("elements of {}", qualified("torch", name)))
+    };
+    let of_class = || Element::of_storage(class).ok_or_else(|| format!("elements of a {class}"));
+    let (element, width) = match dtype.map(|id| pickle.node(id)) {
+        Some(&Node::Global("torch", name)) if class == "UntypedStorage" => (of_dtype(name)?, 1),
+        Some(&Node::Global("torch", name)) => (of_dtype(name)?, of_class()?.width()),
+        Some(_) => return Err("a type of elements that is unknown".to_owned()),
+        None => {
+            let element = of_class()?;
+            (element, element.width())
         }
     };
+    let storage_bytes = count.checked_mul(width);
     let storage_bytes = storage_bytes.ok_or_else(|| format!("a storage of {count} elements"))?;
     let shape = numbers(pickle, size).ok_or_else(|| "sizes that are not numbers of 0 or more".to_owned())?;
     let strides =
@@ -253,16 +254,16 @@ fn dense(pickle: &Pickle<'_>, args: &[Id], with_dtype: bool) -> Result<Tensor, S
     let most = shape.iter().try_fold(1_usize, |product, &size| product.checked_mul(size.max(1)));
     let most = most.filter(|&most| most <= usize::MAX / 16).ok_or_else(large)?;
     let elements = if shape.contains(&0) { 0 } else { most };
-    let reach = shape.iter().zip(&strides).try_fold(0_usize, |reach, (&size, &stride)| {
-        // The walk goes one step past the end before it turns back.
-        stride.checked_mul(size).and_then(|_| reach.checked_add(stride.checked_mul(size.max(1) - 1)?))
-    });
+    let reach = shape
+        .iter()
+        .zip(&strides)
+        .try_fold(0_usize, |reach, (&size, &stride)| reach.checked_add(stride.checked_mul(size.max(1) - 1)?));
     let last = reach.and_then(|reach| reach.checked_add(offset)).ok_or_else(large)?;
     let held = storage_bytes / element.width();
     if elements > 0 && last >= held {
         return Err(format!("{} from {offset} on in a storage of {held} elements", large()));
     }
-    // So that the walk cannot overflow: each stride's step past the end stays far below the limit.
+    // The walk goes a step past the end of each extent before it turns back.
     let past = shape
         .iter()
         .zip(&strides)
@@ -284,9 +285,12 @@ pub fn reference_of<'p>(pickle: &'p Pickle<'_>, id: Id) -> Result<(&'p str, &'p 
     }
     let &Node::Global(module, class) = pickle.node(class) else { return Err(other()) };
     if !matches!(module, "torch" | "torch.storage" | "torch.cuda") || !class.ends_with("Storage") {
-        return Err(format!("a storage of class {module}.{class}"));
+        return Err(format!("a storage of class {}", qualified(module, class)));
     }
     let key = text(pickle, key).ok_or_else(other)?;
+    if key.len() > MAX_NAME || class.len() > MAX_NAME {
+        return Err(format!("a storage with a name of {} bytes", key.len().max(class.len())));
+    }
     let count = number(pickle, count).ok_or_else(|| format!("storage {key} without a number of elements"))?;
     Ok((class, key, count))
 }

@@ -152,6 +152,10 @@ fn what_pytorch_wrote_is_read_to_the_bit() {
 #[test]
 fn what_a_checkpoint_holds_is_named() {
     let open = |name: &str, key| TorchFile::open(&fixtures().join(name), key);
+    let plain = open("state_dict.pth", None).unwrap();
+    assert_eq!((plain.key(), plain.other_keys().len(), plain.other_names().len()), ("", 0, 0));
+    let mixed = open("checkpoint.pth", Some(".")).unwrap();
+    assert_eq!(mixed.other_names(), ["epoch", "best", "history", "when", "state_dict", "optimizer"]);
     let checkpoint = open("checkpoint.pth", None).unwrap();
     assert_eq!((checkpoint.key(), checkpoint.other_keys().len()), ("state_dict", 1), "rng lies at the top");
     let module = open("checkpoint_module.pth", None).unwrap();
@@ -283,6 +287,8 @@ fn references_to_anything_but_storages_are_refused() {
         persistent("storage", "ctorch\nsave\n", "0", 8),
         persistent("storage", "N", "0", 8),
         persistent("storage", float, "0", -1),
+        persistent("storage", float, &"0".repeat(300), 8),
+        persistent("storage", &format!("ctorch\n{}Storage\n", "x".repeat(300)), "0", 8),
         b"X\x01\0\0\x000Q".to_vec(),
         b"Pstorage\n".to_vec(),
         b"NQ".to_vec(),
