@@ -119,10 +119,7 @@ pub fn run_on(
             RunFolder::resume(&config, step, epoch.saturating_sub(1))?
         }
         None => {
-            let left = trainer.initialize()?;
-            if !left.is_empty() {
-                observer.message(&format!("not in the weights given, so started anew: {}", left.join(", ")));
-            }
+            trainer.initialize()?.iter().for_each(|line| observer.message(line));
             // Weights without a report and a checkpoint are what a run left that ended while it wrote its last files.
             let unfinished = options.resume && !RunFolder::is_finished(&config.train.out);
             RunFolder::create(&config, options.replace || unfinished)?

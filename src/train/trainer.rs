@@ -10,8 +10,9 @@ use crate::data::{Dataset, Loader, LoaderOptions};
 use crate::eval::embedder::Embedder;
 use crate::eval::pairs::PairSet;
 use crate::head::sampling::ClassSampler;
+use crate::interchange::tensor_file::TensorSource;
 use crate::interchange::weights::WeightsFile;
-use crate::model::{Head, Model, ModelSpec};
+use crate::model::{HEAD_WEIGHT, Head, Model, ModelSpec};
 use crate::nn::Network;
 use crate::train::plan::{explain_memory, resolve_form};
 use crate::train::state::TrainingState;
@@ -152,16 +153,37 @@ impl Trainer {
         Ok(trainer)
     }
 
-    /// Sets the model from the weights that the configuration names, if it names any. Returns the head tensors that they
-    /// do not provide.
+    /// Sets the model from the weights that the configuration names, if it names any. Returns what a person should know of
+    /// it, in lines: above all, whether the head is theirs.
     ///
     /// # Errors
     /// A file that cannot be read, or is of another network.
     pub fn initialize(&self) -> Result<Vec<String>> {
-        match &self.config.model.init {
-            Some(path) => self.model.load(&WeightsFile::open(path)?, &path.display().to_string()),
-            None => Ok(Vec::new()),
-        }
+        let Some(path) = &self.config.model.init else { return Ok(Vec::new()) };
+        let place = path.display().to_string();
+        let file = WeightsFile::open(path)?;
+        let left = self.model.load(&file, &place)?;
+        let mut lines: Vec<String> = file.notes().iter().map(|line| format!("{place}: {line}")).collect();
+        let classes = self.dataset.num_classes();
+        let new_head = left.iter().any(|name| name == HEAD_WEIGHT);
+        lines.push(match file.shape(HEAD_WEIGHT) {
+            _ if left.is_empty() => {
+                format!("starting from {place}: network and head of {classes} identities")
+            }
+            Some(shape) if new_head => format!(
+                "starting from {place}: its network, and a new head of {classes} identities; its own has {}",
+                shape.first().copied().unwrap_or_default()
+            ),
+            _ if new_head => {
+                format!(
+                    "starting from {place}: its network, and a new head of {classes} identities; it has none"
+                )
+            }
+            _ => {
+                format!("starting from {place}: network and head, but for {}, which is new", left.join(", "))
+            }
+        });
+        Ok(lines)
     }
 
     /// The configuration, with everything decided that it left open.

@@ -18,6 +18,7 @@ use epl::config::{Config, Schedule};
 use epl::data::synth::{SynthConfig, draw_all};
 use epl::data::{Dataset, InMemory};
 use epl::head::{EplSettings, HeadForm, HeadKind, HeadSettings};
+use epl::train::Observer;
 use epl_runtime::{Device, DeviceOptions};
 
 const IDENTITIES: u32 = 6;
@@ -57,6 +58,16 @@ fn faces_of(size: [usize; 2]) -> Arc<dyn Dataset> {
 fn faces() -> Arc<dyn Dataset> {
     static FACES: OnceLock<Arc<dyn Dataset>> = OnceLock::new();
     FACES.get_or_init(|| faces_of([16, 16])).clone()
+}
+
+/// What a run says.
+#[derive(Default)]
+struct Heard(Vec<String>);
+
+impl Observer for Heard {
+    fn message(&mut self, text: &str) {
+        self.0.push(text.to_owned());
+    }
 }
 
 fn head(kind: HeadKind, epl: bool) -> HeadSettings {

@@ -12,11 +12,11 @@ use epl::nn::Role;
 use epl::train::metrics::{self, Record};
 use epl::train::step::{StepOptions, StepResult, record_step};
 use epl::train::trainer::{spec_of, step_options};
-use epl::train::{Observer, RunOptions, Silent, run_on};
+use epl::train::{RunOptions, Silent, run_on};
 use epl::{Error, Result};
 use epl_runtime::{Session, SessionOptions};
 
-use super::{BATCH, config, device, faces, head};
+use super::{BATCH, Heard, config, device, faces, head};
 
 /// Grey pictures, of which these few are magenta: with the weights of [`overflowing`] every batch that has one overflows.
 const MAGENTA: [usize; 3] = [5, 17, 40];
@@ -63,15 +63,6 @@ fn batches_with_magenta(config: &Config, epoch: u32) -> Vec<u64> {
     let batches = loader.epoch(epoch, 0).unwrap().map(|batch| batch.unwrap().indices);
     let magenta = |indices: &Vec<usize>| indices.iter().any(|index| MAGENTA.contains(index));
     (0..).zip(batches).filter(|(_, indices)| magenta(indices)).map(|(number, _)| number).collect()
-}
-
-#[derive(Default)]
-struct Heard(Vec<String>);
-
-impl Observer for Heard {
-    fn message(&mut self, text: &str) {
-        self.0.push(text.to_owned());
-    }
 }
 
 fn refusal(config: Config) -> (Error, Heard) {

@@ -4,6 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use epl::config::{Config, HeadKind};
+use epl::data::InMemory;
+use epl::data::synth::{SynthConfig, draw_all};
 use epl::interchange::safetensors::{StateDict, Value};
 use epl::model::{Model, PrototypeRows};
 use epl::report::{Percentiles, PrototypePoint, StepPoint};
@@ -12,7 +14,7 @@ use epl::train::trainer::spec_of;
 use epl::train::{Observer, Outcome, RunOptions, Silent, run_on};
 use epl_runtime::Device;
 
-use super::{IDENTITIES, STEPS_PER_EPOCH, config, device, faces, fresh_device, head, resolved};
+use super::{Heard, IDENTITIES, STEPS_PER_EPOCH, config, device, faces, fresh_device, head, resolved};
 
 fn train(config: &Config, device: &Arc<Device>) -> Outcome {
     run_on(config.clone(), device, faces(), Vec::new(), &RunOptions::default(), &mut Silent).unwrap()
@@ -218,6 +220,63 @@ fn a_run_can_start_from_the_weights_of_another() {
     let (start, end, on) = (epoch_loss(&of_first, 1), epoch_loss(&of_first, 8), epoch_loss(&of_second, 1));
     assert!(on < end + 0.25 * (start - end), "{start} -> {end}, then {on}");
     assert_same_names(&weights, &second.train.out.join("model.safetensors"));
+}
+
+#[test]
+fn weights_are_tuned_on_other_identities() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut first = config(&folder.path().join("first"), head(HeadKind::CosFace, true), 1);
+    train(&first, &device());
+    let weights = first.train.out.join("model.safetensors");
+    let stem = |path: &Path| StateDict::read(path).unwrap().floats("conv1.weight").unwrap().1.to_vec();
+    let started = |config: &Config, identities: u32| {
+        let settings = SynthConfig {
+            seed: 9,
+            identities,
+            first_identity: 100,
+            images_per_identity: 6,
+            size: [16, 16],
+            hard_share: 0.0,
+            mislabelled_share: 0.0,
+        };
+        let faces = draw_all(&settings, &|_| {}).into_iter().map(|face| (face.rgb, face.label)).collect();
+        let dataset = Arc::new(InMemory::new([16, 16], faces, None).unwrap());
+        let mut heard = Heard::default();
+        let options = RunOptions::default();
+        run_on(config.clone(), &device(), dataset, Vec::new(), &options, &mut heard).unwrap();
+        let lines = heard.0.into_iter().filter(|line| line.starts_with("starting from "));
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    // A rate at which nothing moves shows what a run begins with.
+    let mut tuned = config(&folder.path().join("tuned"), head(HeadKind::CosFace, true), 1);
+    tuned.model.init = Some(weights.clone());
+    tuned.optim.lr = 1e-12;
+    let said = started(&tuned, 4);
+    assert!(said.contains("its network, and a new head of 4 identities; its own has 6"), "{said}");
+    let result = tuned.train.out.join("model.safetensors");
+    assert_eq!(stem(&result), stem(&weights));
+    assert_eq!(StateDict::read(&result).unwrap().floats("loss.weight").unwrap().0, [4, 16]);
+
+    // A backbone alone, and a head that only lacks what EPL adds.
+    let mut dict = StateDict::read(&weights).unwrap();
+    dict.tensors.remove("loss.queue");
+    let without_queue = folder.path().join("plain.safetensors");
+    dict.write(&without_queue).unwrap();
+    tuned.train.out = folder.path().join("with EPL");
+    tuned.model.init = Some(without_queue);
+    let said = started(&tuned, 6);
+    assert!(said.contains("network and head, but for loss.queue, which is new"), "{said}");
+    dict.tensors.remove("loss.weight");
+    let backbone = folder.path().join("backbone.safetensors");
+    dict.write(&backbone).unwrap();
+    tuned.train.out = folder.path().join("from the backbone");
+    tuned.model.init = Some(backbone);
+    let said = started(&tuned, 6);
+    assert!(said.contains("a new head of 6 identities; it has none"), "{said}");
+
+    first.train.out = folder.path().join("all of it");
+    first.model.init = Some(weights);
+    assert!(started(&first, 6).contains("network and head of 6 identities"));
 }
 
 fn assert_same_names(a: &Path, b: &Path) {
