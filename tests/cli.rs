@@ -38,7 +38,12 @@ impl Ran {
 
 fn epl_in(folder: Option<&Path>, arguments: &[&str], environment: &[(&str, &str)]) -> Ran {
     let mut command = Command::new(env!("CARGO_BIN_EXE_epl"));
-    command.args(arguments).env_remove("EPL_DEVICE").envs(environment.iter().copied());
+    // Embeddings are kept in the folder of the test.
+    command
+        .args(arguments)
+        .env_remove("EPL_DEVICE")
+        .env("EPL_CACHE", "cache")
+        .envs(environment.iter().copied());
     if let Some(folder) = folder {
         command.current_dir(folder);
     }
@@ -371,6 +376,15 @@ fn a_network_is_planned_trained_evaluated_and_used() {
     for rate in ["accuracy", "accuracy_std", "tar_at_far_1e-3", "auc", "eer"] {
         assert!((0.0..=1.0).contains(&set[rate].as_f64().unwrap()), "{rate}");
     }
+
+    // The second time the embeddings are there, and the result is the same.
+    let verify = ["eval", "verify", "--weights", "run/model.safetensors", "--pairs", "pairs.txt", "--json"];
+    let again = epl(&verify);
+    assert!(again.stderr.contains("pairs: the embeddings of 24 images are from"), "{}", again.stderr);
+    assert_eq!(again.json(), verified);
+    let afresh = epl(&[&verify[..], &["--no-cache"]].concat());
+    assert!(!afresh.stderr.contains("are from"), "{}", afresh.stderr);
+    assert_eq!(afresh.json(), verified);
 
     let embed =
         ["embed", "--weights", "run/model.safetensors", "--out", "e.safetensors", "faces/s2/1.png", "faces"];

@@ -1,5 +1,6 @@
 //! `epl eval`: the field's evaluation protocols.
 
+mod cached;
 mod verify;
 
 use clap::{Args, Subcommand};

@@ -1,5 +1,7 @@
 //! Evaluation protocols of the field, on embeddings that are already computed, and what compares runs.
 
+pub mod cache;
+pub mod cached;
 pub mod directions;
 pub mod embedder;
 pub mod noise;

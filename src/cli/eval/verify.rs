@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
+use super::cached::CacheOptions;
 use crate::Result;
-use crate::cli::embed::{BATCH, Weights};
+use crate::cli::embed::Weights;
 use crate::cli::output::{Align, Table, progress};
 use crate::cli::{Context, Verdict};
 use crate::eval::VerificationReport;
-use crate::eval::embedder::Embedder;
 use crate::eval::pairs::PairSet;
 
 const EXAMPLES: &str = "\
@@ -25,6 +25,8 @@ Examples:
 pub struct Verify {
     #[command(flatten)]
     weights: Weights,
+    #[command(flatten)]
+    cache: CacheOptions,
     /// A list of pairs: two paths of images and 1 (the same person) or 0 a line; may be given more than once
     #[arg(long, value_name = "FILE")]
     pairs: Vec<PathBuf>,
@@ -45,14 +47,15 @@ impl Verify {
         let lists = self.pairs.iter().map(|path| PairSet::open_pairs(path));
         let sets = bins.chain(lists).collect::<Result<Vec<_>>>()?;
         let images = sets.iter().map(PairSet::images).sum();
-        let mut embedder = Embedder::new(&self.weights.load(context)?, BATCH.min(images))?;
+        let mut embedder = self.cache.flip_embedder(&self.weights, context, images)?;
 
         let bar = progress(images);
         let mut verified = Verified { sets: Vec::with_capacity(sets.len()) };
         let mut done = 0;
         for set in &sets {
             bar.set_message(set.name().to_owned());
-            let report = set.evaluate(&mut embedder, &mut |here| bar.set_position((done + here) as u64))?;
+            let report =
+                set.evaluate_cached(&mut embedder, &mut |here| bar.set_position((done + here) as u64))?;
             verified.sets.push(report);
             done += set.images();
         }
