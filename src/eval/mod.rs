@@ -5,6 +5,7 @@ pub mod cached;
 pub mod directions;
 pub mod embedder;
 pub mod noise;
+pub mod ops;
 pub mod pairs;
 pub mod spread;
 pub mod verify;
