@@ -1,5 +1,6 @@
 //! `epl eval`: the field's evaluation protocols.
 
+mod all_pairs;
 mod cached;
 mod verify;
 
@@ -13,7 +14,8 @@ pub use verify::verification_table;
 
 const EXAMPLES: &str = "\
 Examples:
-  epl eval verify --weights runs/a/model.safetensors lfw.bin cfp_fp.bin agedb_30.bin";
+  epl eval verify --weights runs/a/model.safetensors lfw.bin cfp_fp.bin agedb_30.bin
+  epl eval all-pairs --weights runs/a/model.safetensors faces/ --groups race.csv";
 
 /// Evaluate a trained network by the field's protocols
 #[derive(Debug, Args)]
@@ -26,6 +28,7 @@ pub struct Eval {
 #[derive(Debug, Subcommand)]
 enum Command {
     Verify(verify::Verify),
+    AllPairs(all_pairs::AllPairs),
     #[command(flatten)]
     Absent(Protocols),
 }
@@ -34,6 +37,7 @@ impl Eval {
     pub fn run(&self, context: &Context) -> Result<Verdict> {
         match &self.command {
             Command::Verify(command) => command.run(context),
+            Command::AllPairs(command) => command.run(context),
             Command::Absent(protocol) => Err(protocol.error()),
         }
     }

@@ -1,5 +1,6 @@
 //! Evaluation protocols of the field, on embeddings that are already computed, and what compares runs.
 
+pub mod all_pairs;
 pub mod cache;
 pub mod cached;
 pub mod directions;
