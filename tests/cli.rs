@@ -38,7 +38,12 @@ impl Ran {
 
 fn epl_in(folder: Option<&Path>, arguments: &[&str], environment: &[(&str, &str)]) -> Ran {
     let mut command = Command::new(env!("CARGO_BIN_EXE_epl"));
-    command.args(arguments).env_remove("EPL_DEVICE").envs(environment.iter().copied());
+    // Embeddings are kept in the folder of the test.
+    command
+        .args(arguments)
+        .env_remove("EPL_DEVICE")
+        .env("EPL_CACHE", "cache")
+        .envs(environment.iter().copied());
     if let Some(folder) = folder {
         command.current_dir(folder);
     }
@@ -370,6 +375,30 @@ fn a_network_is_planned_trained_evaluated_and_used() {
     assert_eq!((&set["name"], &set["pairs"]), (&Value::from("pairs"), &Value::from(12)));
     for rate in ["accuracy", "accuracy_std", "tar_at_far_1e-3", "auc", "eer"] {
         assert!((0.0..=1.0).contains(&set[rate].as_f64().unwrap()), "{rate}");
+    }
+
+    // The second time the embeddings are there, and the result is the same.
+    let verify = ["eval", "verify", "--weights", "run/model.safetensors", "--pairs", "pairs.txt", "--json"];
+    let again = epl(&verify);
+    assert!(again.stderr.contains("pairs: the embeddings of 24 images are from"), "{}", again.stderr);
+    assert_eq!(again.json(), verified);
+    let afresh = epl(&[&verify[..], &["--no-cache"]].concat());
+    assert!(!afresh.stderr.contains("are from"), "{}", afresh.stderr);
+    assert_eq!(afresh.json(), verified);
+
+    // All pairs of the folder, from its images and from a file of their embeddings.
+    let pairs = ["eval", "all-pairs", "--weights", "run/model.safetensors", "--far", "0.1", "faces"];
+    let pairs = result(&[&pairs[..], &["--report", "pairs.html"]].concat());
+    assert_eq!((&pairs["set"], &pairs["images"]), (&Value::from("faces"), &Value::from(12)));
+    assert_eq!((&pairs["genuine_pairs"], &pairs["impostor_pairs"]), (&Value::from(18), &Value::from(48)));
+    result(&["embed", "--weights", "run/model.safetensors", "--out", "faces.safetensors", "faces"]);
+    let same = result(&["eval", "all-pairs", "--embeddings", "faces.safetensors", "--far", "0.1"]);
+    assert_eq!(same["tar_at_far"], pairs["tar_at_far"]);
+    assert!(same["tar_at_far"][0]["tar"].is_number());
+    result(&[&verify[..6], &["--report", "verify.html"]].concat());
+    for page in ["pairs.html", "verify.html"] {
+        let page = std::fs::read_to_string(folder.path().join(page)).unwrap();
+        assert!(page.contains("<svg") && page.contains("run/model.safetensors"), "{page}");
     }
 
     let embed =

@@ -46,8 +46,6 @@ pub enum Protocols {
     Ijb(Rest),
     /// Not in this version: identification among distractors
     Megaface(Rest),
-    /// Not in this version: every image of a folder against every other
-    AllPairs(Rest),
 }
 
 impl Protocols {
@@ -55,8 +53,7 @@ impl Protocols {
         let name = match self {
             Self::Ijb(_) => "eval ijb",
             Self::Megaface(_) => "eval megaface",
-            Self::AllPairs(_) => "eval all-pairs",
         };
-        absent(name, "`epl eval verify` runs the 1:1 protocol on .bin sets and lists of pairs")
+        absent(name, "`epl eval verify` and `epl eval all-pairs` run the 1:1 protocols")
     }
 }

@@ -4,8 +4,10 @@ mod sources;
 
 use std::fmt::{self, Display};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
+use epl_runtime::Device;
 use serde::Serialize;
 
 use super::output::{note, progress};
@@ -87,7 +89,12 @@ impl Weights {
 
     /// The network with the tensors that were read on the chosen device.
     pub fn load_from(&self, source: &dyn TensorSource, spec: ModelSpec, context: &Context) -> Result<Model> {
-        let model = Model::allocate(spec, &context.open()?)?;
+        self.load_on(source, spec, &context.open()?)
+    }
+
+    /// The same on a device that is open.
+    pub fn load_on(&self, source: &dyn TensorSource, spec: ModelSpec, device: &Arc<Device>) -> Result<Model> {
+        let model = Model::allocate(spec, device)?;
         model.load(source, &self.place())?;
         Ok(model)
     }

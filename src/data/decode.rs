@@ -24,6 +24,10 @@ const MAX_DECODED: u64 = 512 << 20;
 /// Start of image, and the first byte of the marker that follows.
 const JPEG_START: [u8; 3] = [0xff, 0xd8, 0xff];
 
+/// How an image of another size is brought to the right one: what a cache of results has to know. It changes whenever
+/// the same encoded image would be decoded to other samples.
+pub const PREPARATION: &str = "short side to size by Catmull-Rom, centre crop";
+
 const FORMATS: &str = "a JPEG, PNG, BMP, PGM or WebP image";
 
 /// Decodes `encoded` to `size` = `[H, W]`. Grey becomes RGB, alpha is dropped, 16 bits become 8, and the Exif

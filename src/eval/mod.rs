@@ -1,8 +1,12 @@
 //! Evaluation protocols of the field, on embeddings that are already computed, and what compares runs.
 
+pub mod all_pairs;
+pub mod cache;
+pub mod cached;
 pub mod directions;
 pub mod embedder;
 pub mod noise;
+pub mod ops;
 pub mod pairs;
 pub mod spread;
 pub mod verify;

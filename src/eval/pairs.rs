@@ -1,10 +1,12 @@
 //! A set of image pairs to verify, from wherever the images come.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use rayon::prelude::*;
 
 use crate::data::{Image, VerificationSet};
+use crate::eval::cached::{CachedEmbedder, Pictures};
 use crate::eval::embedder::Embedder;
 use crate::eval::verify::{VerificationReport, check_pairs, verify};
 use crate::{Error, Result};
@@ -107,24 +109,65 @@ impl PairSet {
         progress: &mut dyn FnMut(usize),
     ) -> Result<VerificationReport> {
         let size = embedder.size();
-        let load = |index: usize| match &self.images {
+        let embeddings = embedder.embed(self.images(), &|index| self.load(index, size), true, progress)?;
+        self.report(&embeddings, embedder.dimension())
+    }
+
+    /// The same with embeddings from a cache where it has them. The embedder adds those of mirrored images.
+    ///
+    /// # Errors
+    /// Those of [`Self::evaluate`].
+    pub fn evaluate_cached(
+        &self,
+        embedder: &mut CachedEmbedder<'_>,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<VerificationReport> {
+        let embeddings = embedder.embed(self, progress)?;
+        self.report(&embeddings, embedder.dimension())
+    }
+
+    /// The protocol on the embeddings of all images.
+    fn report(&self, embeddings: &[f32], dimension: usize) -> Result<VerificationReport> {
+        match &self.pairs {
+            Some(pairs) => {
+                verify(&self.name, &rows_of(embeddings, dimension, pairs), dimension, &self.issame)
+            }
+            None => verify(&self.name, embeddings, dimension, &self.issame),
+        }
+    }
+
+    fn missing(&self, images: usize) -> Error {
+        Error::data(
+            format!("set {}", self.name),
+            format!("{images} images"),
+            format!("{}, two a pair", self.images()),
+            "give two images a pair",
+        )
+    }
+}
+
+impl Pictures for PairSet {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn len(&self) -> usize {
+        self.images()
+    }
+
+    fn stored(&self, index: usize) -> Result<Cow<'_, [u8]>> {
+        let (bytes, images) = match &self.images {
+            Images::Encoded(set) => (set.images.get(index).map(AsRef::as_ref), set.images.len()),
+            Images::Decoded(images) => (images.get(index).map(|image| image.rgb.as_slice()), images.len()),
+        };
+        bytes.map(Cow::Borrowed).ok_or_else(|| self.missing(images))
+    }
+
+    fn load(&self, index: usize, size: [usize; 2]) -> Result<Image> {
+        match &self.images {
             Images::Encoded(set) => set.decode(index, size),
-            Images::Decoded(images) => images.get(index).cloned().ok_or_else(|| {
-                Error::data(
-                    format!("set {}", self.name),
-                    format!("{} images", images.len()),
-                    format!("{}, two a pair", self.images()),
-                    "give two images a pair",
-                )
-            }),
-        };
-        let embeddings = embedder.embed(self.images(), &load, true, progress)?;
-        let dimension = embedder.dimension();
-        let embeddings = match &self.pairs {
-            Some(pairs) => rows_of(&embeddings, dimension, pairs),
-            None => embeddings,
-        };
-        verify(&self.name, &embeddings, dimension, &self.issame)
+            Images::Decoded(images) => images.get(index).cloned().ok_or_else(|| self.missing(images.len())),
+        }
     }
 }
 

@@ -153,6 +153,11 @@ impl WeightsFile {
         &self.path
     }
 
+    /// The file that holds the tensors: where a checkpoint's folder was opened, one in it.
+    pub fn file(&self) -> PathBuf {
+        if self.is_checkpoint { self.path.join(STATE) } else { self.path.clone() }
+    }
+
     /// Whether it is a checkpoint of training, which has more than weights.
     pub fn is_checkpoint(&self) -> bool {
         self.is_checkpoint
