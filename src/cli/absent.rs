@@ -58,23 +58,6 @@ impl Convert {
     }
 }
 
-/// The commands of `epl data` that this version does not have.
-#[derive(Debug, Subcommand)]
-pub enum DataTools {
-    /// Not in this version: align faces by five landmarks
-    Align(Rest),
-}
-
-impl DataTools {
-    pub fn error(&self) -> Error {
-        let Self::Align(_) = self;
-        absent(
-            "data align",
-            "`epl data pack --size` scales and crops; detect and align faces with another tool",
-        )
-    }
-}
-
 /// The error of `epl bench` without `--loader`.
 pub fn bench_of_a_step() -> Error {
     absent(
