@@ -4,8 +4,10 @@ pub mod cache;
 pub mod cached;
 pub mod directions;
 pub mod embedder;
+pub mod ijb;
 pub mod noise;
 pub mod pairs;
+pub mod roc;
 pub mod spread;
 pub mod verify;
 
