@@ -69,10 +69,6 @@ pub fn bench_of_a_step() -> Error {
 /// The protocols of `epl eval` that this version does not have.
 #[derive(Debug, Subcommand)]
 pub enum Protocols {
-    /// Not in this version: template verification and identification on IJB-B and IJB-C
-    Ijb(Rest),
-    /// Not in this version: identification among distractors
-    Megaface(Rest),
     /// Not in this version: every image of a folder against every other
     AllPairs(Rest),
 }
@@ -80,8 +76,6 @@ pub enum Protocols {
 impl Protocols {
     pub fn error(&self) -> Error {
         let name = match self {
-            Self::Ijb(_) => "eval ijb",
-            Self::Megaface(_) => "eval megaface",
             Self::AllPairs(_) => "eval all-pairs",
         };
         absent(name, "`epl eval verify` runs the 1:1 protocol on .bin sets and lists of pairs")

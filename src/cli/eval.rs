@@ -1,6 +1,8 @@
 //! `epl eval`: the field's evaluation protocols.
 
 mod cached;
+mod ijb;
+mod megaface;
 mod verify;
 
 use clap::{Args, Subcommand};
@@ -26,6 +28,8 @@ pub struct Eval {
 #[derive(Debug, Subcommand)]
 enum Command {
     Verify(verify::Verify),
+    Ijb(ijb::Ijb),
+    Megaface(Box<megaface::Megaface>),
     #[command(flatten)]
     Absent(Protocols),
 }
@@ -34,6 +38,8 @@ impl Eval {
     pub fn run(&self, context: &Context) -> Result<Verdict> {
         match &self.command {
             Command::Verify(command) => command.run(context),
+            Command::Ijb(command) => command.run(context),
+            Command::Megaface(command) => command.run(context),
             Command::Absent(protocol) => Err(protocol.error()),
         }
     }

@@ -19,18 +19,9 @@ pub struct Crops<'a> {
 }
 
 impl<'a> Crops<'a> {
-    /// The faces of `meta`, called `name`, for a network with the input `size` = `[H, W]`.
-    ///
-    /// # Errors
-    /// An input that is not square, for which there are no target points.
-    pub fn new(name: &str, meta: &'a Meta, size: [usize; 2]) -> Result<Self> {
-        if size[0] != size[1] {
-            return Err(Error::usage(
-                format!("the network's input is {} x {} (height x width)", size[0], size[1]),
-                "faces are aligned to a square: use a network with a square input",
-            ));
-        }
-        Ok(Self { name: name.to_owned(), meta })
+    /// The faces of `meta`, called `name`.
+    pub fn new(name: &str, meta: &'a Meta) -> Self {
+        Self { name: name.to_owned(), meta }
     }
 
     fn encoded(&self, index: usize) -> Result<Vec<u8>> {
@@ -64,6 +55,12 @@ impl Pictures for Crops<'_> {
             let name = self.meta.faces.names.get(index).map_or("", String::as_str);
             format!("{}, face {} ({name})", self.meta.faces_list.display(), index + 1)
         };
+        if size[0] != size[1] {
+            return Err(Error::usage(
+                format!("the network's input is {} x {} (height x width)", size[0], size[1]),
+                "faces are aligned to a square: use a network with a square input",
+            ));
+        }
         let image = decode_whole(&self.encoded(index)?, place)?;
         let fit = fit_or_explain(&self.points(index), size[0], place)?;
         Ok(warp(&image, &fit.transform, size[0]))
