@@ -386,6 +386,21 @@ fn a_network_is_planned_trained_evaluated_and_used() {
     assert!(!afresh.stderr.contains("are from"), "{}", afresh.stderr);
     assert_eq!(afresh.json(), verified);
 
+    // All pairs of the folder, from its images and from a file of their embeddings.
+    let pairs = ["eval", "all-pairs", "--weights", "run/model.safetensors", "--far", "0.1", "faces"];
+    let pairs = result(&[&pairs[..], &["--report", "pairs.html"]].concat());
+    assert_eq!((&pairs["set"], &pairs["images"]), (&Value::from("faces"), &Value::from(12)));
+    assert_eq!((&pairs["genuine_pairs"], &pairs["impostor_pairs"]), (&Value::from(18), &Value::from(48)));
+    result(&["embed", "--weights", "run/model.safetensors", "--out", "faces.safetensors", "faces"]);
+    let same = result(&["eval", "all-pairs", "--embeddings", "faces.safetensors", "--far", "0.1"]);
+    assert_eq!(same["tar_at_far"], pairs["tar_at_far"]);
+    assert!(same["tar_at_far"][0]["tar"].is_number());
+    result(&[&verify[..6], &["--report", "verify.html"]].concat());
+    for page in ["pairs.html", "verify.html"] {
+        let page = std::fs::read_to_string(folder.path().join(page)).unwrap();
+        assert!(page.contains("<svg") && page.contains("run/model.safetensors"), "{page}");
+    }
+
     let embed =
         ["embed", "--weights", "run/model.safetensors", "--out", "e.safetensors", "faces/s2/1.png", "faces"];
     assert_eq!(result(&embed)["images"], 13);

@@ -1,18 +1,22 @@
-//! The heads' ops over their cases, as the runtime's own: declarations against shaders, the GPU against the
+//! The ops of the heads and of evaluation over their cases, as the runtime's own: declarations against shaders, the GPU against the
 //! references with the shader checks on and off, gradients against finite differences.
 //! `EPL_OPS=name,name` limits the run to some ops.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use epl::head::REGISTRY;
+use epl::{eval, head};
 use epl_runtime::case::{Case, OpEntry};
 use epl_runtime::check::{Deviation, check_kernel, run_case, run_gradient, select};
 use epl_runtime::{Device, DeviceOptions, Result};
 
-fn chosen() -> Vec<&'static OpEntry> {
+/// The ops outside the runtime.
+const REGISTRIES: [&[OpEntry]; 2] = [head::REGISTRY, eval::ops::REGISTRY];
+
+fn chosen() -> Vec<OpEntry> {
     let names = std::env::var("EPL_OPS").unwrap_or_default();
     let names: Vec<String> = names.split(',').filter(|name| !name.is_empty()).map(String::from).collect();
-    select(REGISTRY, &names).expect("EPL_OPS names ops")
+    let all = REGISTRIES.concat();
+    select(&all, &names).expect("EPL_OPS names ops").into_iter().copied().collect()
 }
 
 /// Runs `check` on every case but those for speed, and fails with all deviations at once.
@@ -33,8 +37,10 @@ fn every_case(check: impl Fn(&Case) -> Result<Option<Deviation>>) {
 
 #[test]
 fn the_registry_is_sorted_and_every_op_has_cases() {
-    assert!(REGISTRY.windows(2).all(|pair| pair[0].name < pair[1].name), "sort head::REGISTRY by name");
-    for entry in REGISTRY {
+    for registry in REGISTRIES {
+        assert!(registry.windows(2).all(|pair| pair[0].name < pair[1].name), "sort the registry by name");
+    }
+    for entry in REGISTRIES.concat() {
         let cases = (entry.cases)();
         assert!(cases.iter().any(|case| !case.perf), "{} has no case", entry.name);
         assert!(cases.iter().any(|case| case.perf), "{} has no case for speed", entry.name);

@@ -78,7 +78,7 @@ fn adapters() -> [(&'static str, Caps); 4] {
 }
 
 fn registry() -> impl Iterator<Item = &'static OpEntry> {
-    epl_runtime::ops::REGISTRY.iter().chain(epl::head::REGISTRY)
+    epl_runtime::ops::REGISTRY.iter().chain(epl::head::REGISTRY).chain(epl::eval::ops::REGISTRY)
 }
 
 /// The cases of both registries, those for speed included, with their op's name.

@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 
-use clap::{Args, Subcommand};
+use clap::Args;
 
 use crate::Error;
 
@@ -64,20 +64,4 @@ pub fn bench_of_a_step() -> Error {
         "bench",
         "`epl bench --loader` measures the data loader, `epl ops perf` every kernel; `epl train` logs images a second",
     )
-}
-
-/// The protocols of `epl eval` that this version does not have.
-#[derive(Debug, Subcommand)]
-pub enum Protocols {
-    /// Not in this version: every image of a folder against every other
-    AllPairs(Rest),
-}
-
-impl Protocols {
-    pub fn error(&self) -> Error {
-        let name = match self {
-            Self::AllPairs(_) => "eval all-pairs",
-        };
-        absent(name, "`epl eval verify` runs the 1:1 protocol on .bin sets and lists of pairs")
-    }
 }

@@ -65,6 +65,15 @@ pub fn progress(length: usize) -> ProgressBar {
     }
 }
 
+/// The same for pairs, of which there are many: with their number a second and the time that is left.
+pub fn rate_progress(length: u64) -> ProgressBar {
+    let bar = ProgressBar::new(length);
+    match ProgressStyle::with_template("{wide_bar} {percent} %, {per_sec} pairs, {eta} left, {msg}") {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
 /// How a column of a [`Table`] is aligned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Align {
@@ -77,14 +86,20 @@ pub enum Align {
 /// A table of text, its columns as wide as their widest cell.
 #[derive(Clone, Debug)]
 pub struct Table {
-    columns: Vec<(&'static str, Align)>,
+    columns: Vec<(String, Align)>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// An empty table with these column titles.
-    pub fn new(columns: &[(&'static str, Align)]) -> Self {
-        Self { columns: columns.to_vec(), rows: Vec::new() }
+    pub fn new(columns: &[(&str, Align)]) -> Self {
+        let columns = columns.iter().map(|&(title, align)| (title.to_owned(), align)).collect();
+        Self { columns, rows: Vec::new() }
+    }
+
+    /// The titles of the columns, and the rows.
+    pub fn into_parts(self) -> (Vec<String>, Vec<Vec<String>>) {
+        (self.columns.into_iter().map(|(title, _)| title.to_owned()).collect(), self.rows)
     }
 
     /// Appends a row; cells beyond the columns are not shown.
@@ -95,7 +110,7 @@ impl Table {
 
 impl Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let titles: Vec<String> = self.columns.iter().map(|(title, _)| (*title).to_owned()).collect();
+        let titles: Vec<String> = self.columns.iter().map(|(title, _)| title.clone()).collect();
         let lines = || std::iter::once(&titles).chain(&self.rows);
         let widths: Vec<usize> = (0..self.columns.len())
             .map(|column| {

@@ -1,5 +1,6 @@
 //! Evaluation protocols of the field, on embeddings that are already computed, and what compares runs.
 
+pub mod all_pairs;
 pub mod cache;
 pub mod cached;
 pub mod directions;
@@ -7,6 +8,7 @@ pub mod embedder;
 pub mod ijb;
 pub mod megaface;
 pub mod noise;
+pub mod ops;
 pub mod pairs;
 pub mod product;
 pub mod roc;

@@ -139,7 +139,9 @@ fn a_wrong_shader_table_is_found() {
 fn holds_ops(path: &str) -> bool {
     let is_module = path.ends_with("/mod.rs");
     path.ends_with(".rs")
-        && (path.starts_with("runtime/src/ops/") && !is_module || path.starts_with("src/head/"))
+        && (path.starts_with("runtime/src/ops/") && !is_module
+            || path.starts_with("src/head/")
+            || path.starts_with("src/eval/ops/"))
 }
 
 /// The names that kernel declarations (`shader: "name"`) in a file mention.
@@ -163,7 +165,7 @@ fn every_shader_has_an_op() {
         .collect();
     verdict(
         "A shader without an op has no reference, no cases and no user. Declare its kernel (shader: \"name\") in \
-         runtime/src/ops/ or src/head/, or remove it.",
+         runtime/src/ops/, src/head/ or src/eval/ops/, or remove it.",
         &orphans,
     );
 }

@@ -15,6 +15,8 @@ use crate::eval::ijb::identify::GalleryReport;
 use crate::eval::ijb::meta::{self, Meta};
 use crate::eval::ijb::pictures::{Crops, PREPARATION};
 use crate::eval::ijb::{self, IjbReport, Settings};
+use crate::interchange::files::probe;
+use crate::report::{CurveKind, EvaluationPage, ResultTable, RocChart};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -64,6 +66,9 @@ pub struct Ijb {
     /// Leave out the mirrored images, InsightFace's F0
     #[arg(long)]
     no_flip: bool,
+    /// Write a page with the results and the curves
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
 }
 
 /// The result.
@@ -85,6 +90,9 @@ impl Ijb {
         // The lists first: a path that is wrong should not wait for the weights.
         let meta = Meta::read(&self.ijb, target)?;
         meta.remarks.iter().for_each(|remark| note(format_args!("note: {remark}")));
+        if let Some(report) = &self.report {
+            probe(report)?;
+        }
         let crops = Crops::new(target.name(), &meta);
         let count = meta.faces.names.len();
         let mut embedder = self.cache.embedder(&self.weights, context, count, PREPARATION, !self.no_flip)?;
@@ -97,9 +105,23 @@ impl Ijb {
         let dimension = embedder.dimension();
         let report = ijb::evaluate(&embeddings, dimension, &meta.faces, &meta.pairs, lists, settings)?;
         let evaluated = Evaluated { target: target.name(), report, remarks: meta.remarks };
+        if let Some(report) = &self.report {
+            evaluated.page(self.weights.place()).write(report)?;
+        }
         context.present(&evaluated)?;
         Ok(Verdict::Done)
     }
+}
+
+const VERIFICATION_READING: &str =
+    "TAR is that at the point of the ROC curve whose FAR is nearest to the one that is asked for.";
+
+const IDENTIFICATION_READING: &str = "With all galleries as one, the threshold of an FPIR comes from all scores with somebody \
+     else. With each gallery alone, it comes from the searches for people who are not in it.";
+
+fn table(title: &str, reading: &str, table: Table) -> ResultTable {
+    let (columns, rows) = table.into_parts();
+    ResultTable { title: title.to_owned(), reading: reading.to_owned(), columns, rows }
 }
 
 /// A fraction in percent.
@@ -108,6 +130,53 @@ fn percent(fraction: f64) -> String {
 }
 
 impl Evaluated {
+    /// The page of results; `weights` is where the network is from.
+    fn page(&self, weights: String) -> EvaluationPage {
+        let IjbReport { faces, templates, verification, identification, .. } = &self.report;
+        let mut facts = vec![
+            ("Weights".to_owned(), weights),
+            ("Set".to_owned(), format!("{}, {faces} faces in {templates} templates", self.target)),
+            ("Features".to_owned(), self.test_mode()),
+            (
+                "1:1".to_owned(),
+                format!(
+                    "{} pairs, of which {} match; AUC {:.6}",
+                    verification.pairs, verification.matching, verification.auc
+                ),
+            ),
+        ];
+        let mut tables = vec![table("Verification of templates", VERIFICATION_READING, self.verification())];
+        let mut charts = vec![RocChart {
+            title: "Verification of templates".to_owned(),
+            curves: vec![(self.target.to_owned(), verification.roc.clone())],
+            kind: CurveKind::Roc,
+        }];
+        if let Some(found) = identification {
+            facts.push(("1:N".to_owned(), format!("{} probe templates", found.probes)));
+            tables.push(table("Identification", IDENTIFICATION_READING, self.identification()));
+            let galleries = found.galleries.iter().chain([&found.mean]);
+            charts.push(RocChart {
+                title: "Identification in each gallery alone".to_owned(),
+                curves: galleries.map(|gallery| (gallery.name.clone(), gallery.curve.clone())).collect(),
+                kind: CurveKind::Identification,
+            });
+        }
+        facts.extend(self.remarks.iter().map(|remark| ("Note".to_owned(), remark.clone())));
+        EvaluationPage {
+            protocol: self.target.to_owned(),
+            title: "Templates, 1:1 and 1:N".to_owned(),
+            facts,
+            tables,
+            charts,
+        }
+    }
+
+    /// InsightFace's name for what of the features counts.
+    fn test_mode(&self) -> String {
+        let Settings { norm, detector_score, flip } = self.report.settings;
+        format!("N{}D{}F{}", u8::from(norm), u8::from(detector_score), u8::from(flip))
+    }
+
     /// 1:1 as a table.
     fn verification(&self) -> Table {
         let mut table = Table::new(&[
@@ -160,16 +229,8 @@ fn gallery_row(gallery: &GalleryReport) -> Vec<String> {
 
 impl Display for Evaluated {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let IjbReport { faces, templates, settings, verification, identification } = &self.report;
-        let bit = u8::from;
-        writeln!(
-            f,
-            "{} N{}D{}F{}: {faces} faces in {templates} templates",
-            self.target,
-            bit(settings.norm),
-            bit(settings.detector_score),
-            bit(settings.flip)
-        )?;
+        let IjbReport { faces, templates, verification, identification, .. } = &self.report;
+        writeln!(f, "{} {}: {faces} faces in {templates} templates", self.target, self.test_mode())?;
         writeln!(
             f,
             "\n1:1, {} pairs of which {} match, AUC {:.6}",

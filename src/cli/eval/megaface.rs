@@ -17,8 +17,10 @@ use crate::data::decode::PREPARATION;
 use crate::eval::cached::CachedEmbedder;
 use crate::eval::megaface::noise::{self, Treatment};
 use crate::eval::megaface::photos::Photos;
-use crate::eval::megaface::{self, Distractors, MegafaceReport, Probes, SIZES, to_unit_length};
+use crate::eval::megaface::{self, Distractors, Identified, MegafaceReport, Probes, SIZES, to_unit_length};
 use crate::eval::product::GpuProduct;
+use crate::interchange::files::probe;
+use crate::report::{CurveKind, EvaluationPage, ResultTable, RocChart};
 use crate::{Error, Result};
 
 const EXAMPLES: &str = "\
@@ -79,6 +81,9 @@ pub struct Megaface {
     /// The random order that smaller sets of distractors are taken from
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
+    /// Write a page with the results and the curves
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
 }
 
 /// The result.
@@ -106,6 +111,9 @@ impl Megaface {
         let noisy_probes = noisy(&photos, self.facescrub_noise.as_deref(), PROBE_PARTS)?;
         let noisy_distractors = noisy(&others, self.megaface_noise.as_deref(), DISTRACTOR_PARTS)?;
 
+        if let Some(report) = &self.report {
+            probe(report)?;
+        }
         let mut embedder = self.embedder(&[&photos, &others], context)?;
         let (probe_rows, dimension) = embed(&mut photos, embedder.as_mut())?;
         let (other_rows, other_dimension) = embed(&mut others, embedder.as_mut())?;
@@ -139,7 +147,7 @@ impl Megaface {
             })?;
         bar.finish_and_clear();
         let count = |noisy: &[bool]| noisy.iter().filter(|noisy| **noisy).count();
-        context.present(&Evaluated {
+        let evaluated = Evaluated {
             report,
             noisy_probes: count(&noisy_probes),
             noisy_distractors: count(&noisy_distractors),
@@ -147,8 +155,20 @@ impl Megaface {
                 Noise::Replace => "replace",
                 Noise::Drop => "drop",
             },
-        })?;
+        };
+        if let Some(report) = &self.report {
+            evaluated.page(self.origin()).write(report)?;
+        }
+        context.present(&evaluated)?;
         Ok(Verdict::Done)
+    }
+
+    /// Where the embeddings are from.
+    fn origin(&self) -> String {
+        match &self.weights {
+            Some(weights) => weights.place(),
+            None => format!("{}, {}", self.facescrub.display(), self.megaface.display()),
+        }
     }
 
     /// What embeds the images among `sets`; `None` where there are none.
@@ -223,41 +243,97 @@ fn percent(fraction: f64) -> String {
     format!("{:.2}", fraction * 100.0)
 }
 
-impl Display for Evaluated {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let report = &self.report;
-        writeln!(
-            f,
-            "{} photos of {} people, {} distractors, {} searches",
-            report.probes, report.people, report.distractors, report.searches
-        )?;
-        if self.noisy_probes + self.noisy_distractors > 0 {
-            let done = if self.noise == "drop" { "left out" } else { "replaced as InsightFace does" };
-            writeln!(
-                f,
-                "noisy: {} photos and {} distractors, {done}",
-                self.noisy_probes, self.noisy_distractors
-            )?;
-        }
+impl Evaluated {
+    /// What is in the test.
+    fn counts(&self) -> String {
+        let MegafaceReport { probes, people, distractors, searches, .. } = &self.report;
+        format!("{probes} photos of {people} people, {distractors} distractors, {searches} searches")
+    }
+
+    /// What became of noisy photos; `None` where there are none.
+    fn noise(&self) -> Option<String> {
+        let done = if self.noise == "drop" { "left out" } else { "replaced as InsightFace does" };
+        let any = self.noisy_probes + self.noisy_distractors > 0;
+        any.then(|| {
+            format!("{} photos and {} distractors, {done}", self.noisy_probes, self.noisy_distractors)
+        })
+    }
+
+    fn pairs(&self) -> String {
+        let MegafaceReport { genuine_pairs, impostor_pairs, .. } = &self.report;
+        format!("{genuine_pairs} pairs of one person and {impostor_pairs} of a photo and a distractor")
+    }
+
+    /// Identification by the number of distractors.
+    fn identification(&self) -> Table {
         let mut table = Table::new(&[
             ("distractors", Align::Right),
             ("rank-1 %", Align::Right),
             ("rank-10 %", Align::Right),
         ]);
-        for found in &report.identification {
+        for found in &self.report.identification {
             table.row([found.distractors.to_string(), percent(found.rank_1), percent(found.rank_10)]);
         }
-        write!(f, "\n{table}")?;
-        writeln!(
-            f,
-            "\n1:1, {} pairs of one person and {} of a photo and a distractor",
-            report.genuine_pairs, report.impostor_pairs
-        )?;
+        table
+    }
+
+    /// Verification by the false-accept rate.
+    fn verification(&self) -> Table {
         let mut table =
             Table::new(&[("FAR", Align::Right), ("TAR %", Align::Right), ("threshold", Align::Right)]);
-        for at in &report.verification {
+        for at in &self.report.verification {
             table.row([format!("{:.0e}", at.far), percent(at.tar), format!("{:.4}", at.threshold)]);
         }
-        write!(f, "{table}")
+        table
+    }
+
+    /// The page of results; `origin` is where the embeddings are from.
+    fn page(&self, origin: String) -> EvaluationPage {
+        let mut facts = vec![("Embeddings".to_owned(), origin), ("Test".to_owned(), self.counts())];
+        facts.extend(self.noise().map(|noise| ("On the noise lists".to_owned(), noise)));
+        facts.push(("1:1".to_owned(), self.pairs()));
+        let table = |title: &str, reading: &str, table: Table| {
+            let (columns, rows) = table.into_parts();
+            ResultTable { title: title.to_owned(), reading: reading.to_owned(), columns, rows }
+        };
+        let tables = vec![
+            table(
+                "Identification",
+                "The share of searches whose mate has a better score than all distractors, and than all but nine.",
+                self.identification(),
+            ),
+            table(
+                "Verification",
+                "At most the share FAR of the pairs of a photo and a distractor is accepted.",
+                self.verification(),
+            ),
+        ];
+        let curve = |found: &Identified| {
+            let points = found.cmc.iter().map(|&(rank, rate)| (rank as f64, rate)).collect();
+            (format!("{} distractors", found.distractors), points)
+        };
+        let charts = vec![RocChart {
+            title: "Cumulative match characteristic".to_owned(),
+            curves: self.report.identification.iter().map(curve).collect(),
+            kind: CurveKind::Cmc,
+        }];
+        EvaluationPage {
+            protocol: "MegaFace".to_owned(),
+            title: "FaceScrub among distractors".to_owned(),
+            facts,
+            tables,
+            charts,
+        }
+    }
+}
+
+impl Display for Evaluated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.counts())?;
+        if let Some(noise) = self.noise() {
+            writeln!(f, "noisy: {noise}")?;
+        }
+        writeln!(f, "\n{}\n1:1, {}", self.identification(), self.pairs())?;
+        write!(f, "{}", self.verification())
     }
 }

@@ -10,7 +10,7 @@ use epl_runtime::case::OpEntry;
 use epl_runtime::check::select;
 
 use super::{Context, Verdict};
-use crate::{Error, Result, head};
+use crate::{Error, Result, eval, head};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -66,9 +66,9 @@ impl Names {
     }
 }
 
-/// Every op: the runtime's and the heads', sorted by name.
+/// Every op: the runtime's, the heads' and those of evaluation, sorted by name.
 pub fn all_ops() -> Vec<OpEntry> {
-    let mut ops = [epl_runtime::ops::REGISTRY, head::REGISTRY].concat();
+    let mut ops = [epl_runtime::ops::REGISTRY, head::REGISTRY, eval::ops::REGISTRY].concat();
     ops.sort_by_key(|entry| entry.name);
     ops
 }
