@@ -50,8 +50,12 @@ enum Noise {
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Megaface {
-    #[command(flatten)]
-    weights: Option<Weights>,
+    /// The network's weights; not needed where both sets are embeddings
+    #[arg(long, value_name = "W.safetensors")]
+    weights: Option<PathBuf>,
+    /// The network's architecture, where the weights' metadata does not have it
+    #[arg(long, value_name = "A", requires = "weights")]
+    arch: Option<String>,
     #[command(flatten)]
     cache: CacheOptions,
     /// FaceScrub: a folder of one folder a person, or the embeddings that `epl embed` wrote of it
@@ -114,7 +118,8 @@ impl Megaface {
         if let Some(report) = &self.report {
             probe(report)?;
         }
-        let mut embedder = self.embedder(&[&photos, &others], context)?;
+        let weights = self.weights.clone().map(|weights| Weights { weights, arch: self.arch.clone() });
+        let mut embedder = self.embedder(weights.as_ref(), &[&photos, &others], context)?;
         let (probe_rows, dimension) = embed(&mut photos, embedder.as_mut())?;
         let (other_rows, other_dimension) = embed(&mut others, embedder.as_mut())?;
         drop(embedder);
@@ -166,19 +171,24 @@ impl Megaface {
     /// Where the embeddings are from.
     fn origin(&self) -> String {
         match &self.weights {
-            Some(weights) => weights.place(),
+            Some(weights) => weights.display().to_string(),
             None => format!("{}, {}", self.facescrub.display(), self.megaface.display()),
         }
     }
 
     /// What embeds the images among `sets`; `None` where there are none.
-    fn embedder<'a>(&'a self, sets: &[&Photos], context: &'a Context) -> Result<Option<CachedEmbedder<'a>>> {
+    fn embedder<'a>(
+        &self,
+        weights: Option<&'a Weights>,
+        sets: &[&Photos],
+        context: &'a Context,
+    ) -> Result<Option<CachedEmbedder<'a>>> {
         let images: Vec<usize> =
             sets.iter().filter(|set| set.are_images()).map(|set| set.names().len()).collect();
         if images.is_empty() {
             return Ok(None);
         }
-        let Some(weights) = &self.weights else {
+        let Some(weights) = weights else {
             return Err(Error::usage(
                 "there are images to embed, and no weights",
                 "give --weights, or name two files of embeddings",
