@@ -24,11 +24,12 @@ const NAMED: usize = 10;
 
 const EXAMPLES: &str = "\
 Examples:
-  epl data align --landmarks landmarks.csv --images photos --out aligned --sheet sheet.png
-  epl data align --landmarks list_landmarks_align_celeba.txt --images img_align_celeba --out celeba --format jpg
+  epl data align --landmarks points.csv --images photos --out aligned --sheet sheet.png
+  epl data align --landmarks points.txt --images celeba --out aligned --format jpg
 
-Landmarks come from a face detector, such as RetinaFace or SCRFD of InsightFace, MTCNN (facenet-pytorch), YuNet of
-OpenCV, or from MediaPipe's face mesh. All faces that are compared with each other should be of one detector.";
+Landmarks come from a face detector, such as RetinaFace or SCRFD of InsightFace, MTCNN
+(facenet-pytorch) or YuNet of OpenCV, or from MediaPipe's face mesh. Faces that are compared with
+each other should have theirs from one detector.";
 
 /// How aligned images are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

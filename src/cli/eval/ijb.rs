@@ -23,9 +23,10 @@ Examples:
   epl eval ijb --weights runs/a/model.safetensors --ijb ijb --target IJBC
   epl eval ijb --weights w.safetensors --ijb ijb/IJBB --target IJBB --report ijbb.html --json
 
-The folder is InsightFace's release of the set: meta/ with ijbc_name_5pts_score.txt, ijbc_face_tid_mid.txt and
-ijbc_template_pair_label.txt, and loose_crop/ with the images. With ijbc_1N_gallery_G1.csv, ijbc_1N_gallery_G2.csv and
-ijbc_1N_probe_mixed.csv in meta/ there is 1:N as well (S1 and S2 for IJB-B).";
+The folder is InsightFace's release of the set: meta/ with ijbc_name_5pts_score.txt,
+ijbc_face_tid_mid.txt and ijbc_template_pair_label.txt, and loose_crop/ with the images. With
+ijbc_1N_gallery_G1.csv, ijbc_1N_gallery_G2.csv and ijbc_1N_probe_mixed.csv in meta/ there is 1:N as
+well (ijbb_ and S1, S2 for IJB-B).";
 
 /// Which set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -25,12 +25,14 @@ use crate::{Error, Result};
 
 const EXAMPLES: &str = "\
 Examples:
-  epl eval megaface --weights runs/a/model.safetensors --facescrub facescrub_images --megaface megaface_images
-  epl eval megaface --weights w.safetensors --facescrub fs --facescrub-list facescrub_lst --megaface mf --megaface-list megaface_lst --facescrub-noise facescrub_noises.txt --megaface-noise megaface_noises.txt
-  epl eval megaface --facescrub fs.safetensors --megaface mf.safetensors --distractors 1000,1000000 --json
+  epl eval megaface --weights w.safetensors --facescrub facescrub --megaface megaface
+  epl eval megaface --facescrub fs.safetensors --megaface mf.safetensors --distractors 1000,1000000
+  epl eval megaface --weights w.safetensors --facescrub fs --megaface mf --megaface-noise noise.txt
 
-The photos are aligned ones of the network's input size; others are scaled by their short side and cropped at the centre.
-Published numbers are those of the cleaned set: of the 3530 photos of the devkit's FaceScrub list, with both noise lists.";
+The photos are aligned ones of the network's input size; others are scaled by their short side and
+cropped at the centre. Published numbers are those of the cleaned set: of the 3530 photos of the
+devkit's list of FaceScrub (--facescrub-list), with both noise lists (--facescrub-noise and
+--megaface-noise).";
 
 /// What becomes of photos on the noise lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -140,8 +140,11 @@ fn what_is_no_image_is_refused_by_name() {
 
 const NUMBERS: &str = "1 2 3 4 5 6 7 8 9 10";
 
+/// A line, the image and its score.
+type Found = (usize, String, Option<f32>);
+
 /// Reads a list of this text; the names and scores, and the messages about lines that cannot be used.
-fn list(text: &str) -> (Vec<(usize, String, Option<f32>)>, Vec<String>) {
+fn list(text: &str) -> (Vec<Found>, Vec<String>) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("list.txt");
     std::fs::write(&path, text).unwrap();
