@@ -137,7 +137,7 @@ pub fn evaluate(
     let keep = limits.keep / targets.len().max(1) as u64;
     targets.iter_mut().for_each(|target| target.prepare(&histogram, keep));
     while targets.iter().any(|target| target.found().is_none()) {
-        sweep.select(&mut targets, progress)?;
+        sweep.select(&mut targets, &histogram, progress)?;
         outcome.passes += 1;
         for target in &mut targets {
             target.finish(&histogram, members.unit().bound(), keep)?;

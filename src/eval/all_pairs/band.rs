@@ -117,8 +117,12 @@ impl Target {
 
     /// Gets ready for a pass in which at most `keep` scores may be kept.
     pub fn prepare(&mut self, histogram: &Histogram, keep: u64) {
-        let expected = histogram.within(self.first, self.last);
-        self.gather(expected[0] + expected[1] <= keep);
+        self.gather(self.expected(histogram) <= keep);
+    }
+
+    /// Pairs that it will meet in the next pass.
+    pub fn expected(&self, histogram: &Histogram) -> u64 {
+        self.bins().map(|bin| histogram.within(bin, bin).iter().sum::<u64>()).sum()
     }
 
     fn gather(&mut self, kept: bool) {
@@ -172,8 +176,7 @@ impl Target {
         if self.found.is_some() {
             return Ok(());
         }
-        let expected = histogram.within(self.first, self.last);
-        if self.met != expected[0] + expected[1] {
+        if self.met != self.expected(histogram) {
             return Err(lost(self.rank));
         }
         let mut above = self.above;

@@ -113,12 +113,15 @@ impl EmbeddedSet {
             let found = format!("{count} embeddings, {} labels and {} paths", labels.len(), paths.len());
             return Err(fault(found, "one label and one path an embedding"));
         }
-        let mut kept: Vec<f32> = Vec::new();
         let mut numbers: HashMap<i64, u32> = HashMap::new();
         let mut set = (Vec::new(), Vec::new());
-        let values = file.floats_of("embeddings")?;
+        let mut values = file.floats_of("embeddings")?;
         for (row, &label) in labels.iter().enumerate().filter(|(_, label)| **label >= 0) {
-            kept.extend_from_slice(values.get(row * dimension..(row + 1) * dimension).unwrap_or_default());
+            // Behind those that stay, in place: a set may fill much of the memory.
+            let from = row * dimension;
+            if from + dimension <= values.len() {
+                values.copy_within(from..from + dimension, set.0.len() * dimension);
+            }
             let next = numbers.len() as u32;
             set.0.push(*numbers.entry(label).or_insert(next));
             set.1.extend(paths.get(row).cloned());
@@ -126,7 +129,8 @@ impl EmbeddedSet {
         let name = set_name(path);
         enough(path, set.0.len())?;
         let unlabelled = count - set.0.len();
-        let unit = Unit::new(&name, kept, dimension)?;
+        values.truncate(set.0.len() * dimension);
+        let unit = Unit::new(&name, values, dimension)?;
         Ok(Self { name, unit, labels: set.0, unlabelled, paths: set.1 })
     }
 

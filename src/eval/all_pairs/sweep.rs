@@ -9,7 +9,7 @@ use epl_runtime::{Caps, Device, Graph, HostTensor, Session, SessionOptions, Stor
 use rayon::prelude::*;
 
 use super::adapter_fault;
-use super::band::{Target, key};
+use super::band::{Histogram, Target, key};
 use super::unit::{Members, score};
 use crate::eval::ops::score_histogram::{ScoreHistogram, score_histogram};
 use crate::eval::ops::score_select::{ScoreSelect, score_select};
@@ -24,17 +24,21 @@ const BINS: Bins = Bins { per_unit: 1 << 14, margin: 64 };
 pub struct Limits {
     /// Embeddings of a panel; chosen by the set and the adapter where `None`.
     pub panel: Option<usize>,
-    /// Pairs that one step may list; where there are more its panels are taken in parts.
-    pub listed: usize,
+    /// Pairs that one step may list; where there are more its panels are taken in parts. By what the first pass counted
+    /// where `None`.
+    pub listed: Option<usize>,
     /// Scores that may be kept on the host to find all thresholds, of 8 bytes each.
     pub keep: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { panel: None, listed: 1 << 20, keep: 50_000_000 }
+        Self { panel: None, listed: None, keep: 50_000_000 }
     }
 }
+
+/// Pairs that one step lists at most: 128 MiB, of which the host holds a few copies.
+const MAX_LISTED: usize = 1 << 24;
 
 /// How far a pass is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +144,9 @@ impl Side {
     }
 }
 
+/// Takes the results of a window; returns windows that have to be done again.
+type Each<'a> = dyn FnMut(&Window, &[HostTensor]) -> Result<Vec<Window>> + 'a;
+
 /// A recorded pass.
 struct Pass {
     session: Session,
@@ -154,8 +161,7 @@ pub(super) struct Sweep<'a> {
     members: &'a Members<'a>,
     store: Store,
     panel: usize,
-    listed: usize,
-    select: Option<Pass>,
+    listed: Option<usize>,
     passes: usize,
 }
 
@@ -166,8 +172,7 @@ impl<'a> Sweep<'a> {
             Some(panel) => panel.clamp(1, MAX_PANEL),
             None => panel_rows(device.caps(), members.len(), dimension),
         };
-        let listed = limits.listed.clamp(1, panel * panel);
-        Ok(Self { members, store: Store::new(device), panel, listed, select: None, passes: 0 })
+        Ok(Self { members, store: Store::new(device), panel, listed: limits.listed, passes: 0 })
     }
 
     /// The bins that scores are counted in.
@@ -193,11 +198,20 @@ impl<'a> Sweep<'a> {
         Ok(Pass { session, panels, labels: Some(labels), chosen: None, window })
     }
 
-    fn select_pass(&self) -> Result<Pass> {
+    /// Pairs that a step of a pass lists that meets `expected` pairs in all: some times the average, since a set is not
+    /// the same everywhere, but no more than a binding holds.
+    fn capacity(&self, expected: u64) -> usize {
+        let steps = windows(self.members.len(), self.panel).len().max(1) as u64;
+        let wanted = usize::try_from(8 * expected / steps).unwrap_or(usize::MAX).max(1 << 12);
+        let fits = usize::try_from(self.store.device().caps().max_binding_bytes / 8).unwrap_or(usize::MAX);
+        self.listed.unwrap_or(wanted.min(MAX_LISTED)).min(fits).clamp(1, self.panel * self.panel)
+    }
+
+    fn select_pass(&self, listed: usize) -> Result<Pass> {
         let mut graph = Graph::new();
         let (panels, window) = self.inputs(&mut graph)?;
         let chosen = graph.input("chosen", TensorDesc::u32([BINS.words()]))?;
-        let op = ScoreSelect { bins: BINS, capacity: self.listed, tile: None };
+        let op = ScoreSelect { bins: BINS, capacity: listed, tile: None };
         let listed = score_select(&mut graph, panels, chosen, window, op)?;
         listed.into_iter().for_each(|tensor| graph.fetch(tensor));
         let session = Session::new(&graph, &self.store, SessionOptions::default())?;
@@ -211,7 +225,7 @@ impl<'a> Sweep<'a> {
         pass: &mut Pass,
         chosen: &[u32],
         progress: &mut dyn FnMut(Progress),
-        each: &mut dyn FnMut(&Window, &[HostTensor]) -> Result<Vec<Window>>,
+        each: &mut Each<'_>,
     ) -> Result<()> {
         self.passes += 1;
         let dimension = self.members.unit().dimension();
@@ -265,19 +279,23 @@ impl<'a> Sweep<'a> {
         Ok(counts)
     }
 
-    /// One pass that gives every target the pairs of its bins.
-    pub fn select(&mut self, targets: &mut [Target], progress: &mut dyn FnMut(Progress)) -> Result<()> {
-        let mut pass = match self.select.take() {
-            Some(pass) => pass,
-            None => self.select_pass()?,
-        };
+    /// One pass that gives every target the pairs of its bins, of which there are `histogram`'s.
+    pub fn select(
+        &mut self,
+        targets: &mut [Target],
+        histogram: &Histogram,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<()> {
+        // Bins that several targets share are counted for each: that is only more room.
+        let listed = self.capacity(targets.iter().map(|target| target.expected(histogram)).sum());
+        let mut pass = self.select_pass(listed)?;
         let mut chosen = vec![0u32; BINS.words()];
         for bin in targets.iter().flat_map(Target::bins) {
             if let Some(word) = chosen.get_mut(bin / 32) {
                 *word |= 1 << (bin % 32);
             }
         }
-        let (members, panel, listed) = (self.members, self.panel, self.listed);
+        let (members, panel) = (self.members, self.panel);
         let device = self.store.device().clone();
         self.run(&mut pass, &chosen, progress, &mut |window, values| {
             let [count, list] = values else { return Err(Error::from(fault())) };
@@ -307,9 +325,7 @@ impl<'a> Sweep<'a> {
                 }
             }
             Ok(Vec::new())
-        })?;
-        self.select = Some(pass);
-        Ok(())
+        })
     }
 }
 

@@ -109,12 +109,30 @@ fn what_does_not_fit_is_taken_in_parts_with_the_same_result() {
     let whole = agrees(&members, &Limits::default());
     for limits in [
         Limits { panel: Some(100), ..Limits::default() },
-        Limits { panel: Some(128), listed: 50, ..Limits::default() },
+        Limits { panel: Some(128), listed: Some(50), ..Limits::default() },
         Limits { keep: 20, ..Limits::default() },
     ] {
         let parts = agrees(&members, &limits);
         assert_eq!(parts.tar_at_far, whole.tar_at_far);
         assert!(parts.passes > 2 || limits.keep > 20);
+    }
+}
+
+#[test]
+fn the_result_does_not_depend_on_the_kernels() {
+    let (values, labels) = clusters(900, 120, 40);
+    let unit = Unit::new("clusters", values, 40).unwrap();
+    let members = Members::new(&unit, &labels, 0..900);
+    let expected = agrees(&members, &Limits::default()).tar_at_far;
+    for options in [
+        DeviceOptions { gpu_kernels: true, ..DeviceOptions::default() },
+        DeviceOptions { webgpu_limits: true, shader_checks: true, ..DeviceOptions::default() },
+    ] {
+        let device = Device::open(&options).unwrap();
+        let mut fars = Far::decades();
+        fars.push("0.37".parse().unwrap());
+        let outcome = evaluate(&device, &members, &fars, &Limits::default(), &mut |_| {}).unwrap();
+        assert_eq!(outcome.tar_at_far, expected);
     }
 }
 

@@ -198,7 +198,7 @@ impl Op for ScoreSelect {
     }
 }
 
-/// All bins in which `every`-th bits are set.
+/// A set of bins of which every word is `word`.
 fn pattern(bins: Bins, word: u32) -> Input {
     words(&vec![word; bins.words()])
 }
