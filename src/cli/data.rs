@@ -1,5 +1,6 @@
 //! `epl data`: looks at training data, checks, makes and takes apart data sets.
 
+mod align;
 mod augment;
 mod check;
 mod inspect;
@@ -10,7 +11,6 @@ mod unpack;
 
 use clap::{Args, Subcommand};
 
-use super::absent::DataTools;
 use super::output::note;
 use super::{Context, Verdict};
 use crate::Result;
@@ -31,6 +31,7 @@ pub struct Data {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Align(align::Align),
     Augment(augment::Augment),
     Inspect(inspect::Inspect),
     Check(check::Check),
@@ -38,13 +39,12 @@ enum Command {
     Unpack(unpack::Unpack),
     Synth(synth::Synth),
     Noise(noise::Noise),
-    #[command(flatten)]
-    Absent(DataTools),
 }
 
 impl Data {
     pub fn run(&self, context: &Context) -> Result<Verdict> {
         match &self.command {
+            Command::Align(command) => command.run(context),
             Command::Augment(command) => command.run(context),
             Command::Inspect(command) => command.run(context),
             Command::Check(command) => command.run(context),
@@ -52,7 +52,6 @@ impl Data {
             Command::Unpack(command) => command.run(context),
             Command::Synth(command) => command.run(context),
             Command::Noise(command) => command.run(context),
-            Command::Absent(tool) => Err(tool.error()),
         }
     }
 }

@@ -2,11 +2,12 @@
 
 mod all_pairs;
 mod cached;
+mod ijb;
+mod megaface;
 mod verify;
 
 use clap::{Args, Subcommand};
 
-use super::absent::Protocols;
 use super::{Context, Verdict};
 use crate::Result;
 
@@ -29,8 +30,8 @@ pub struct Eval {
 enum Command {
     Verify(verify::Verify),
     AllPairs(all_pairs::AllPairs),
-    #[command(flatten)]
-    Absent(Protocols),
+    Ijb(ijb::Ijb),
+    Megaface(Box<megaface::Megaface>),
 }
 
 impl Eval {
@@ -38,7 +39,8 @@ impl Eval {
         match &self.command {
             Command::Verify(command) => command.run(context),
             Command::AllPairs(command) => command.run(context),
-            Command::Absent(protocol) => Err(protocol.error()),
+            Command::Ijb(command) => command.run(context),
+            Command::Megaface(command) => command.run(context),
         }
     }
 }

@@ -4,7 +4,6 @@
 //! go to standard error. The exit code is 0 where the command did what was asked, 1 where it failed and 2 where it
 //! was used wrongly.
 
-mod absent;
 mod bench;
 mod convert;
 mod data;

@@ -97,6 +97,11 @@ impl Table {
         Self { columns, rows: Vec::new() }
     }
 
+    /// The titles of the columns, and the rows.
+    pub fn into_parts(self) -> (Vec<String>, Vec<Vec<String>>) {
+        (self.columns.into_iter().map(|(title, _)| title.to_owned()).collect(), self.rows)
+    }
+
     /// Appends a row; cells beyond the columns are not shown.
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.rows.push(cells.into_iter().collect());

@@ -211,6 +211,26 @@ pub fn loose_images(folder: &Path) -> Result<Option<Vec<PathBuf>>> {
     Ok(Some(images))
 }
 
+/// All images in `folder`, at any depth, in natural sort order: those of a folder before those of the folders in it.
+///
+/// # Errors
+/// A folder or a file in it that cannot be read, and an image in a format that is not read.
+pub fn tree(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut images = Vec::new();
+    let mut waiting = vec![folder.to_path_buf()];
+    while let Some(folder) = waiting.pop() {
+        let listing = list(&folder, &mut Err)?;
+        for file in listing.files {
+            let path = folder.join(file);
+            if is_image(&path)? {
+                images.push(path);
+            }
+        }
+        waiting.extend(listing.folders.iter().rev().map(|inner| folder.join(inner)));
+    }
+    Ok(images)
+}
+
 /// The visible contents of a folder, each in natural sort order.
 struct Listing {
     folders: Vec<OsString>,

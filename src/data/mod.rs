@@ -3,6 +3,7 @@
 //!
 //! Everything here is on the CPU and in 8-bit RGB; normalisation and mirroring happen in shaders.
 
+pub mod align;
 pub mod aside;
 pub mod augment;
 pub mod bin;

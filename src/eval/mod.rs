@@ -5,9 +5,13 @@ pub mod cache;
 pub mod cached;
 pub mod directions;
 pub mod embedder;
+pub mod ijb;
+pub mod megaface;
 pub mod noise;
 pub mod ops;
 pub mod pairs;
+pub mod product;
+pub mod roc;
 pub mod spread;
 pub mod verify;
 

@@ -17,7 +17,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 pub use noise::{NoiseRow, NoiseSheet, OtherPrototype, Portrait};
 pub use points::{EvalPoint, FaceRow, NearestPrototype, PERCENTILES, Percentiles, PrototypePoint, StepPoint};
 
-pub use results::{EvaluationPage, ResultTable, RocChart};
+pub use results::{CurveKind, EvaluationPage, ResultTable, RocChart};
 pub use verification::{BestEvaluation, best_evaluation};
 
 use crate::Result;

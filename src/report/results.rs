@@ -23,13 +23,27 @@ pub struct ResultTable {
     pub rows: Vec<Vec<String>>,
 }
 
-/// ROC curves in one chart.
+/// What the curves of a chart are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CurveKind {
+    /// Receiver operating characteristic: FAR and TAR.
+    #[default]
+    Roc,
+    /// Identification in a gallery that need not have the person: FPIR and TPIR.
+    Identification,
+    /// Cumulative match characteristic: ranks from 1, and the share of searches that succeed at them.
+    Cmc,
+}
+
+/// Curves of rates in one chart, ROC curves unless `kind` says otherwise.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct RocChart {
     /// Heading.
     pub title: String,
-    /// Names, and points (FAR, TAR) in ascending order; fractions.
+    /// Names, and points (FAR, TAR) in ascending order; fractions, and for a CMC the rank in place of the FAR.
     pub curves: Vec<(String, Vec<(f64, f64)>)>,
+    /// What they are.
+    pub kind: CurveKind,
 }
 
 /// Results of an evaluation protocol.
@@ -53,12 +67,14 @@ impl EvaluationPage {
         let charts: Vec<Chart> =
             self.charts.iter().filter(|chart| !chart.curves.is_empty()).map(roc_chart).collect();
         let width = if charts.len() > 1 { Width::Half } else { Width::Full };
+        let only_roc = self.charts.iter().all(|chart| chart.kind == CurveKind::Roc);
+        let heading = if only_roc { "Receiver operating characteristic" } else { "Curves" };
         let body = html! {
             h2 { "Evaluation" }
             (fact_table(&self.facts))
             h2 { "Results" }
             @for table in &self.tables { (result_table(table)) }
-            h2 { "Receiver operating characteristic" }
+            h2 { (heading) }
             @if charts.is_empty() { p.missing { "There are no curves." } }
             div.pair[charts.len() > 1] {
                 @for chart in &charts { div.card { h3 { (chart.title) } (chart.render(width)) } }
@@ -104,14 +120,20 @@ fn roc_chart(roc: &RocChart) -> Chart {
     let smallest = rates.filter(|far| *far > 0.0).fold(0.1, f64::min);
     // The decade below the smallest rate, which is where a rate of 0 goes; at most nine decades are shown.
     let low = 10_f64.powf(smallest.max(1e-9).log10().floor());
+    let ranks = roc.curves.iter().flat_map(|(_, points)| points.last()).map(|point| point.0);
+    let (low, high, x, y) = match roc.kind {
+        CurveKind::Roc => (low, 1.0, "FAR", "TAR, %"),
+        CurveKind::Identification => (low, 1.0, "FPIR", "TPIR, %"),
+        CurveKind::Cmc => (1.0, ranks.fold(10.0, f64::max), "rank", "searches that succeed, %"),
+    };
     let series = roc.curves.iter().enumerate().map(|(colour, (name, points))| {
         let points = points.iter().map(|&(far, tar)| (far.max(low), 100.0 * tar)).collect();
         Series { stepped: true, ..Series::line(name.clone(), colour, points) }
     });
     Chart {
         title: roc.title.clone(),
-        x: Axis { spacing: Spacing::Log, ends: Some((low, 1.0)), ..Axis::linear("FAR") },
-        y: Axis::linear("TAR, %").possible(0.0, 100.0),
+        x: Axis { spacing: Spacing::Log, ends: Some((low, high)), ..Axis::linear(x) },
+        y: Axis::linear(y).possible(0.0, 100.0),
         height: 340.0,
         bands: Vec::new(),
         marks: Vec::new(),
@@ -136,7 +158,11 @@ mod tests {
                 columns: vec!["FAR".into(), "TAR".into()],
                 rows: vec![vec!["1e-6".into(), "12.5 %".into()]],
             }],
-            charts: vec![RocChart { title: "All".into(), curves: vec![("all".into(), curve)] }],
+            charts: vec![RocChart {
+                title: "All".into(),
+                curves: vec![("all".into(), curve)],
+                ..RocChart::default()
+            }],
         };
         let html = page.render();
         for part in [
@@ -152,6 +178,21 @@ mod tests {
         assert!(!html.contains("NaN"));
         let chart = roc_chart(&page.charts[0]);
         assert_eq!((chart.x.ends, chart.series[0].points[0]), (Some((1e-5, 1.0)), (1e-5, 25.0)));
+        assert!(html.contains("Receiver operating characteristic"));
+        let cmc = RocChart {
+            title: "CMC".into(),
+            curves: vec![("all".into(), vec![(1.0, 0.5), (2.0, 0.75), (2000.0, 1.0)])],
+            kind: CurveKind::Cmc,
+        };
+        let chart = roc_chart(&cmc);
+        assert_eq!(
+            (chart.x.ends, chart.x.title, chart.series[0].points[1]),
+            (Some((1.0, 2000.0)), "rank", (2.0, 75.0))
+        );
+        let identification = RocChart { kind: CurveKind::Identification, ..page.charts[0].clone() };
+        assert_eq!(roc_chart(&identification).y.title, "TPIR, %");
+        page.charts = vec![cmc];
+        assert!(page.render().contains("<h2>Curves</h2>"));
         page.charts.clear();
         assert!(page.render().contains("There are no curves."));
     }

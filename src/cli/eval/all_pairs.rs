@@ -276,8 +276,11 @@ impl Measured {
             columns: RATE_COLUMNS.map(str::to_owned).to_vec(),
             rows: outcome.tar_at_far.iter().map(|rate| rate_cells(rate).to_vec()).collect(),
         }];
-        let mut charts =
-            vec![RocChart { title: self.set.clone(), curves: vec![(self.set.clone(), outcome.roc.clone())] }];
+        let mut charts = vec![RocChart {
+            title: self.set.clone(),
+            curves: vec![(self.set.clone(), outcome.roc.clone())],
+            ..RocChart::default()
+        }];
         if !self.groups.is_empty() {
             let mut columns =
                 ["group", "images", "identities", "genuine", "impostors"].map(str::to_owned).to_vec();
@@ -291,7 +294,7 @@ impl Measured {
             });
             let curves = self.groups.iter().filter(|group| !group.outcome.roc.is_empty());
             let curves = curves.map(|group| (group.group.clone(), group.outcome.roc.clone())).collect();
-            charts.push(RocChart { title: "By group".to_owned(), curves });
+            charts.push(RocChart { title: "By group".to_owned(), curves, ..RocChart::default() });
         }
         EvaluationPage {
             protocol: "Verification over all pairs".to_owned(),

@@ -100,7 +100,11 @@ impl Verified {
         let names: Vec<&str> = self.sets.iter().map(|set| set.name.as_str()).collect();
         let chart = |set: &VerificationReport| {
             let points = set.roc.iter().map(|&(far, tar)| (f64::from(far), f64::from(tar))).collect();
-            RocChart { title: set.name.clone(), curves: vec![(set.name.clone(), points)] }
+            RocChart {
+                title: set.name.clone(),
+                curves: vec![(set.name.clone(), points)],
+                ..RocChart::default()
+            }
         };
         EvaluationPage {
             protocol: "Verification".to_owned(),
