@@ -43,8 +43,9 @@ pub fn read(path: &Path) -> Result<(Vec<Listed>, Vec<Rejected>)> {
     let text = std::fs::read_to_string(path).map_err(|source| Error::io(path, source))?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let (mut listed, mut rejected) = (Vec::new(), Vec::new());
-    let mut in_front = true;
-    for (line, fields) in rows(path, text)? {
+    let (mut in_front, by_commas) = (true, has_commas(text));
+    for (line, content) in lines(text) {
+        let fields = if by_commas { comma_separated(path, line, content)? } else { spaced(content) };
         if in_front && is_title(&fields) {
             continue;
         }
@@ -68,23 +69,23 @@ pub fn read(path: &Path) -> Result<(Vec<Listed>, Vec<Rejected>)> {
     Ok((listed, rejected))
 }
 
-/// The fields of every line that has any, with the number of the line.
-fn rows(path: &Path, text: &str) -> Result<Vec<(usize, Vec<String>)>> {
-    let lines =
-        || (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'));
-    // A title may be separated in another way than the data, or be a lone number.
-    let sample = lines().nth(2).or_else(|| lines().last()).map_or("", |(_, line)| line);
-    if sample.contains(',') {
-        return lines().map(|(number, line)| Ok((number, comma_separated(path, number, line)?))).collect();
+/// The lines that hold anything, with their numbers.
+fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'))
+}
+
+/// Whether the fields are separated by commas. A title may be separated in another way than the data, or be a lone number.
+fn has_commas(text: &str) -> bool {
+    lines(text).nth(2).or_else(|| lines(text).last()).is_some_and(|(_, line)| line.contains(','))
+}
+
+/// The fields of a line that are separated by tabs, or by white space where it has none.
+fn spaced(line: &str) -> Vec<String> {
+    if line.contains('\t') {
+        line.split('\t').map(|field| field.trim().to_owned()).collect()
+    } else {
+        line.split_whitespace().map(str::to_owned).collect()
     }
-    let split = |line: &str| -> Vec<String> {
-        if line.contains('\t') {
-            line.split('\t').map(|field| field.trim().to_owned()).collect()
-        } else {
-            line.split_whitespace().map(str::to_owned).collect()
-        }
-    };
-    Ok(lines().map(|(number, line)| (number, split(line))).collect())
 }
 
 /// The fields of a line as RFC 4180 has them. A field does not go on in the next line: no path of an image does.
