@@ -34,8 +34,8 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct AllPairs {
-    /// The network's weights, as `epl train` writes them
-    #[arg(long, value_name = "W.safetensors")]
+    /// The network's weights: a .safetensors as `epl train` writes them, a .pth or .pt of PyTorch, or a checkpoint's folder
+    #[arg(long, value_name = "W")]
     weights: Option<PathBuf>,
     /// The network's architecture, where the weights' metadata does not have it
     #[arg(long, value_name = "A", requires = "weights")]

@@ -52,8 +52,8 @@ enum Noise {
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Megaface {
-    /// The network's weights; not needed where both sets are embeddings
-    #[arg(long, value_name = "W.safetensors")]
+    /// The network's weights, a .safetensors, .pth or checkpoint's folder; not needed where both sets are embeddings
+    #[arg(long, value_name = "W")]
     weights: Option<PathBuf>,
     /// The network's architecture, where the weights' metadata does not have it
     #[arg(long, value_name = "A", requires = "weights")]
