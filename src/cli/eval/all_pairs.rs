@@ -284,10 +284,10 @@ impl Measured {
         if !self.groups.is_empty() {
             let mut columns =
                 ["group", "images", "identities", "genuine", "impostors"].map(str::to_owned).to_vec();
-            columns.extend(outcome.tar_at_far.iter().map(|rate| format!("TAR % at {}", far_name(rate.far))));
+            columns.extend(outcome.tar_at_far.iter().map(|rate| far_name(rate.far).to_string()));
             tables.push(ResultTable {
                 title: "By group".to_owned(),
-                reading: "The pairs of a group are those of its images, with thresholds of their own."
+                reading: "TAR % at each FAR. The pairs of a group are those of its images, with thresholds of their own."
                     .to_owned(),
                 columns,
                 rows: self.group_rows(),
