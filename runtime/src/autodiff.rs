@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use crate::graph::Graph;
-use crate::op::{Gradient, Record, TensorId};
+use crate::graph::{Graph, Node};
+use crate::op::{Gradient, Operand, Record, TensorId};
 use crate::ops::{add, fill};
 use crate::{Error, Result};
 
@@ -21,6 +21,63 @@ pub fn backward(graph: &mut Graph, loss: TensorId, wrt: &[TensorId]) -> Result<V
     graph.set_scope("loss");
     let one = fill::fill(graph, loss_desc.shape, 1.0)?;
     backward_from(graph, loss, one, wrt)
+}
+
+/// Tensors of the forward pass that are made again for the gradients of the ops that take them, so that nothing but what
+/// they are made from is kept in between (the cheapest part of Chen et al. 2016, arXiv 1604.06174: layers that cost next to
+/// nothing). Recording an op whose output no gradient takes costs nothing, since a plan leaves it out.
+struct Remade<'a> {
+    /// By their output 0, the ops that can be asked to make it again.
+    makers: HashMap<TensorId, &'a Node>,
+    made: HashMap<TensorId, TensorId>,
+}
+
+impl<'a> Remade<'a> {
+    fn new(graph: &Graph, nodes: &'a [Node]) -> Self {
+        let makers = nodes.iter().filter(|node| graph.recomputes() && node.op.again().is_some());
+        let makers = makers.filter_map(|node| Some((*node.outputs.first()?, node))).collect();
+        Self { makers, made: HashMap::new() }
+    }
+
+    fn all(&mut self, graph: &mut Graph, ids: &[TensorId]) -> Result<Vec<TensorId>> {
+        ids.iter().map(|&id| self.one(graph, id)).collect()
+    }
+
+    /// The tensor to take in the place of `id`.
+    fn one(&mut self, graph: &mut Graph, id: TensorId) -> Result<TensorId> {
+        if let Some(&made) = self.made.get(&id) {
+            return Ok(made);
+        }
+        // What is kept anyhow need not be made again.
+        let maker = self.makers.get(&id).filter(|_| !graph.kept().contains(&id));
+        let Some((node, again)) = maker.and_then(|node| Some((*node, node.op.again()?))) else {
+            return Ok(id);
+        };
+        let operand = |operand: &Operand| match *operand {
+            Operand::Input(index) => node.inputs.get(index).copied(),
+            Operand::Output(index) => node.outputs.get(index).copied(),
+            Operand::Workspace(_) => None,
+        };
+        let Some(operands) = again.operands.iter().map(operand).collect::<Option<Vec<_>>>() else {
+            return Err(Error::graph(
+                format!("op {} cannot be made again from what it names", node.op.name()),
+                "name inputs and outputs that it has",
+            ));
+        };
+        let operands = self.all(graph, &operands)?;
+        let made = match graph.push(again.op, &operands)?.as_slice() {
+            [made] => *made,
+            outputs => {
+                return Err(Error::shape(
+                    node.op.name(),
+                    format!("{} outputs when made again", outputs.len()),
+                    "one",
+                ));
+            }
+        };
+        self.made.insert(id, made);
+        Ok(made)
+    }
 }
 
 /// Appends the ops that carry `gradient`, that of some loss with respect to `output`, on to each tensor of `wrt`: the
@@ -57,6 +114,7 @@ pub fn backward_from(
         }
     }
 
+    let mut again = Remade::new(graph, &nodes);
     let mut gradients: HashMap<TensorId, TensorId> = HashMap::new();
     gradients.insert(output, gradient);
     for node in nodes.iter().rev() {
@@ -67,9 +125,10 @@ pub fn backward_from(
             continue;
         }
         graph.set_scope(format!("gradient of {}", node.scope));
+        let inputs = again.all(graph, &node.inputs)?;
         let mut gradient = Gradient {
             record: graph,
-            inputs: &node.inputs,
+            inputs: &inputs,
             outputs: &node.outputs,
             upstream: &upstream,
             needed: &needed,

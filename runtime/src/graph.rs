@@ -60,6 +60,7 @@ pub struct Graph {
     kept: Vec<TensorId>,
     fetched: Vec<TensorId>,
     scope: String,
+    keeps_all: bool,
 }
 
 impl Graph {
@@ -148,6 +149,17 @@ impl Graph {
             tensor.storage = Storage::View { base, offset };
         }
         Ok(())
+    }
+
+    /// Whether [`backward`](crate::autodiff::backward) has tensors made again whose making costs little, rather than
+    /// keeping them for the gradients; as it is unless it was told otherwise. The results are the same, bit for bit.
+    pub fn recomputes(&self) -> bool {
+        !self.keeps_all
+    }
+
+    /// Says so.
+    pub fn set_recomputes(&mut self, recomputes: bool) {
+        self.keeps_all = !recomputes;
     }
 
     /// Keeps the tensor readable after the step: its memory is not reused.

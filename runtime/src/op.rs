@@ -51,6 +51,12 @@ pub trait Op: Any + Debug + Send + Sync {
         false
     }
 
+    /// How output 0 can be made again, bit for bit, for less than what keeping it for the gradients of the ops that take it
+    /// costs: where a few operations an element do it. [`backward`](crate::autodiff::backward) then has it made again.
+    fn again(&self) -> Option<Again> {
+        None
+    }
+
     /// The dispatches that compute the outputs. Every element of every output must be written.
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()>;
 
@@ -68,6 +74,15 @@ pub trait Op: Any + Debug + Send + Sync {
 
     /// The work of one execution.
     fn cost(&self, inputs: &[TensorDesc], outputs: &[TensorDesc]) -> Cost;
+}
+
+/// How an op's output 0 can be made again.
+#[derive(Clone, Debug)]
+pub struct Again {
+    /// The op that does it, with one output.
+    pub op: Arc<dyn Op>,
+    /// What it takes: inputs of the first op, and its further outputs. No workspaces.
+    pub operands: Vec<Operand>,
 }
 
 /// Something that ops can be recorded into. The graph implements it; ops and builders only know this much.

@@ -9,10 +9,13 @@
 //! however far the mean is from 0. What remains is the rounding of the mean itself to f32.
 //! The gradient is in [`batch_norm_grad`](super::batch_norm_grad), evaluation with running statistics in [`batch_norm_eval`](super::batch_norm_eval).
 
+use std::sync::Arc;
+
 use crate::case::{Case, Input, OpEntry, constant, normal, uniform};
 use crate::host::Array;
 use crate::kernel::{Kernel, ParamBlock, read, write};
-use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_many, push_one};
+use crate::op::{Again, Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_many, push_one};
+use crate::ops::batch_norm_apply::BatchNormApply;
 use crate::ops::batch_norm_grad::{BatchNormGradInput, BatchNormGradWeight};
 use crate::ops::sum_rows;
 use crate::ops::walk::{self, RowsParams, Walk};
@@ -71,8 +74,8 @@ const NORMALISE_KERNEL: Kernel = Kernel {
     constants: walk::CONSTANTS,
     subgroups: false,
 };
-static NORMALISE: Kernel = NORMALISE_KERNEL;
-static NORMALISE_VEC4: Kernel = Kernel { shader: "batch_norm_vec4", ..NORMALISE_KERNEL };
+pub(super) static NORMALISE: Kernel = NORMALISE_KERNEL;
+pub(super) static NORMALISE_VEC4: Kernel = Kernel { shader: "batch_norm_vec4", ..NORMALISE_KERNEL };
 
 /// The registry's entry.
 pub const ENTRY: OpEntry = OpEntry {
@@ -157,6 +160,11 @@ impl Op for BatchNorm {
 
     fn updates(&self) -> &'static [usize] {
         &[3, 4]
+    }
+
+    fn again(&self) -> Option<Again> {
+        let operands = [0, 1, 2].map(Operand::Input).into_iter().chain([1, 2].map(Operand::Output));
+        Some(Again { op: Arc::new(BatchNormApply), operands: operands.collect() })
     }
 
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {

@@ -5,6 +5,7 @@ use crate::case::OpEntry;
 pub mod add;
 pub mod add_bias;
 pub mod batch_norm;
+pub mod batch_norm_apply;
 pub mod batch_norm_eval;
 pub mod batch_norm_grad;
 pub mod broadcast_scalar;
@@ -38,6 +39,7 @@ pub const REGISTRY: &[OpEntry] = &[
     add::ENTRY,
     add_bias::ENTRY,
     batch_norm::ENTRY,
+    batch_norm_apply::ENTRY,
     batch_norm_eval::ENTRY,
     batch_norm_eval::GRAD_ENTRY,
     batch_norm_grad::INPUT_ENTRY,

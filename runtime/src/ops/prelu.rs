@@ -3,10 +3,12 @@
 //! `y = x` where `x > 0`, else `slope[c] * x`, with `x` of shape `[..., C]` and `slope` of shape `[C]`
 //! (He et al. 2015, arXiv 1502.01852). The gradient at 0 is that of the negative side, as in PyTorch.
 
+use std::sync::Arc;
+
 use crate::case::{Case, OpEntry, normal, uniform};
 use crate::host::Array;
 use crate::kernel::{Kernel, ParamBlock, read, write};
-use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_many, push_one};
+use crate::op::{Again, Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_many, push_one};
 use crate::ops::sum_rows;
 use crate::ops::walk::{self, RowsParams, Walk};
 use crate::{Error, Result, TensorDesc};
@@ -73,6 +75,10 @@ impl Op for Prelu {
         };
         check("prelu", x, slope)?;
         Ok(vec![x.clone()])
+    }
+
+    fn again(&self) -> Option<Again> {
+        Some(Again { op: Arc::new(Self), operands: vec![Operand::Input(0), Operand::Input(1)] })
     }
 
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
