@@ -34,7 +34,7 @@ fn large_case(case: &serde_json::Value, name: &str, dim: usize) -> (Vec<f32>, Ve
 }
 
 #[test]
-fn equal_to_insightfaces_protocol_in_numpy() {
+fn equal_to_the_protocol_in_numpy_and_scikit_learn() {
     for case in fixture() {
         let dim = case["dim"].as_u64().unwrap() as usize;
         let (embeddings, issame) = match case["formula"].as_str() {

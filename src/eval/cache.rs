@@ -10,6 +10,7 @@
 use std::borrow::Cow;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
 use epl_runtime::device::AdapterDescription;
@@ -17,7 +18,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::interchange::files::rename;
-use crate::interchange::safetensors::{StateDict, hex};
+use crate::interchange::safetensors::{StateDict, hash_file, hex};
 use crate::interchange::tensor_file::{TensorFile, TensorSource};
 use crate::model::ModelSpec;
 use crate::{Error, Result};
@@ -73,6 +74,7 @@ impl Recipe {
         let mut fields = Fields::new();
         fields.add(FORMAT);
         fields.add(env!("CARGO_PKG_VERSION"));
+        fields.add(program());
         for (name, source) in epl_shaders::SHADERS {
             fields.add(name);
             fields.add(source);
@@ -91,6 +93,16 @@ impl Recipe {
         fields.add(if flip { "flip" } else { "plain" });
         Self(fields)
     }
+}
+
+/// The SHA-256 of the program that runs, whose code decodes the images and chooses the kernels; empty where the system
+/// does not show it.
+fn program() -> &'static str {
+    static PROGRAM: OnceLock<String> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let program = std::env::current_exe().ok();
+        program.and_then(|path| Some(hash_file(&path).ok()?.1)).unwrap_or_default()
+    })
 }
 
 /// Names the embeddings of some images: a hash of all that they depend on.
@@ -130,6 +142,17 @@ impl Key {
 /// What is said to the user.
 type Say = Box<dyn Fn(&str) + Send + Sync>;
 
+/// Embeddings that may be in a cache.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry<'a> {
+    /// What messages call the images.
+    pub name: &'a str,
+    /// What they depend on.
+    pub key: &'a Key,
+    /// Rows and dimension.
+    pub shape: [usize; 2],
+}
+
 /// A folder of embeddings.
 pub struct Cache {
     /// `None` where nothing is kept.
@@ -161,46 +184,48 @@ impl Cache {
         self.folder.is_some()
     }
 
-    /// The embeddings `[rows, dimension]` of `key`, or those that `compute` gives, which are then kept. `name` is what
-    /// messages call the images.
-    ///
-    /// # Errors
-    /// Those of `compute`.
-    pub fn embeddings(
-        &self,
-        name: &str,
-        key: &Key,
-        [rows, dimension]: [usize; 2],
-        compute: impl FnOnce() -> Result<Vec<f32>>,
-    ) -> Result<Vec<f32>> {
-        let Some(folder) = &self.folder else { return compute() };
-        let path = folder.join(&key.0).with_extension(EXTENSION);
-        if path.exists() {
-            match read(&path, [rows, dimension]) {
-                Ok(embeddings) => {
-                    // The time of the last use; where it cannot be set the entry only looks older than it is.
-                    drop(touch(&path));
-                    (self.say)(&format!(
-                        "{name}: the embeddings of {rows} images are from {}",
-                        path.display()
-                    ));
-                    return Ok(embeddings);
-                }
-                Err(error) => (self.say)(&format!("{name}: embedding again: {error}")),
+    /// The embeddings of `entry`, where they are kept and whole.
+    pub fn find(&self, entry: &Entry<'_>) -> Option<Vec<f32>> {
+        let path = self.path(entry.key)?;
+        if !path.exists() {
+            return None;
+        }
+        match read(&path, entry.shape) {
+            Ok(embeddings) => {
+                // The time of the last use; where it cannot be set the entry only looks older than it is.
+                drop(touch(&path));
+                let (name, rows) = (entry.name, entry.shape[0]);
+                (self.say)(&format!("{name}: the embeddings of {rows} images are from {}", path.display()));
+                Some(embeddings)
+            }
+            Err(error) => {
+                (self.say)(&format!("{}: embedding again: {error}", entry.name));
+                None
             }
         }
-        let embeddings = compute()?;
+    }
+
+    /// Keeps the embeddings of `entry`. What is not finite is not worth keeping; whatever else is in the way is said.
+    pub fn keep(&self, entry: &Entry<'_>, embeddings: &[f32]) {
+        let (Some(folder), Some(path)) = (&self.folder, self.path(entry.key)) else { return };
+        let name = entry.name;
+        if !embeddings.iter().all(|value| value.is_finite()) {
+            return;
+        }
         let not_kept = |why: &dyn Display| {
             (self.say)(&format!("{name}: the embeddings are not kept for the next time: {why}"));
         };
         if embeddings.len() as u64 * 4 > self.limit {
             not_kept(&"they are larger than the limit of the cache");
-        } else if let Err(error) =
-            write(&path, [rows, dimension], &embeddings).and_then(|()| self.make_room(folder, &path))
-        {
+        } else if let Err(error) = write(&path, entry.shape, embeddings) {
             not_kept(&error);
+        } else if let Err(error) = self.make_room(folder, &path) {
+            (self.say)(&format!("{name}: the cache is larger than its limit: {error}"));
         }
-        Ok(embeddings)
+    }
+
+    fn path(&self, key: &Key) -> Option<PathBuf> {
+        Some(self.folder.as_ref()?.join(&key.0).with_extension(EXTENSION))
     }
 
     /// Removes what was not used for the longest time until the rest is within the limit; `newest` stays. Files that are

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use crate::data::Image;
-use crate::eval::cache::{Cache, Key, Recipe};
+use crate::eval::cache::{Cache, Entry, Key, Recipe};
 use crate::eval::embedder::Embedder;
 use crate::{Error, Result};
 
@@ -41,6 +41,7 @@ type Open<'a> = Box<dyn FnOnce() -> Result<Embedder> + 'a>;
 pub struct CachedEmbedder<'a> {
     cache: Cache,
     recipe: Recipe,
+    batch: usize,
     flip: bool,
     size: [usize; 2],
     dimension: usize,
@@ -50,16 +51,16 @@ pub struct CachedEmbedder<'a> {
 
 impl<'a> CachedEmbedder<'a> {
     /// Embeds by `recipe` what `cache` does not have, with the network that `open` gives when it is first needed: its
-    /// input is `size` = `[H, W]`, its embeddings are of `dimension`. `flip` is that of the recipe.
+    /// input is `size` = `[H, W]`, its embeddings are of `dimension`. `batch` and `flip` are those of the recipe.
     pub fn new(
         cache: Cache,
         recipe: Recipe,
-        flip: bool,
+        (batch, flip): (usize, bool),
         size: [usize; 2],
         dimension: usize,
         open: impl FnOnce() -> Result<Embedder> + 'a,
     ) -> Self {
-        Self { cache, recipe, flip, size, dimension, open: Some(Box::new(open)), embedder: None }
+        Self { cache, recipe, batch, flip, size, dimension, open: Some(Box::new(open)), embedder: None }
     }
 
     /// Length of an embedding.
@@ -76,6 +77,7 @@ impl<'a> CachedEmbedder<'a> {
         let count = pictures.len();
         let (size, flip) = (self.size, self.flip);
         let (open, embedder) = (&mut self.open, &mut self.embedder);
+        let mut made_batch = None;
         let compute = || {
             let embedder = match (embedder, open.take()) {
                 (Some(embedder), _) => embedder,
@@ -87,12 +89,25 @@ impl<'a> CachedEmbedder<'a> {
                     ));
                 }
             };
+            made_batch = Some(embedder.batch());
             embedder.embed(count, &|index| pictures.load(index, size), flip, progress)
         };
         if !self.cache.is_on() {
             return compute();
         }
-        let key = Key::new(&self.recipe, count, &|index| pictures.stored(index))?;
-        self.cache.embeddings(pictures.name(), &key, [count, self.dimension], compute)
+        let recipe = &self.recipe;
+        let key = Key::new(recipe, count, &|index| pictures.stored(index))?;
+        let cached = Entry { name: pictures.name(), key: &key, shape: [count, self.dimension] };
+        if let Some(embeddings) = self.cache.find(&cached) {
+            return Ok(embeddings);
+        }
+        let embeddings = compute()?;
+        // The images are read a second time when they are embedded, and the batch may have been too large for the adapter:
+        // what the key says must be what was done.
+        let again = Key::new(recipe, count, &|index| pictures.stored(index))?;
+        if again == key && made_batch == Some(self.batch) {
+            self.cache.keep(&cached, &embeddings);
+        }
+        Ok(embeddings)
     }
 }

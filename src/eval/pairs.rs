@@ -90,12 +90,20 @@ impl PairSet {
         }
     }
 
+    /// Checks that the protocol can be run on the set, as far as its pairs show it.
+    ///
+    /// # Errors
+    /// Too few pairs, or pairs of one kind only.
+    pub fn check_pairs(&self) -> Result<()> {
+        check_pairs(&self.name, &self.issame)
+    }
+
     /// Checks that the protocol can be run on the set, and decodes every image once at `size` = `[H, W]`, on all cores.
     ///
     /// # Errors
     /// Too few pairs, or pairs of one kind only; the first image that cannot be read, by its number.
     pub fn check(&self, size: [usize; 2]) -> Result<()> {
-        check_pairs(&self.name, &self.issame)?;
+        self.check_pairs()?;
         let Images::Encoded(set) = &self.images else { return Ok(()) };
         let faults: Vec<Error> =
             (0..self.images()).into_par_iter().filter_map(|index| set.decode(index, size).err()).collect();

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
+use sha2::{Digest, Sha256};
 
-use super::safetensors::{StateDict, Value};
+use super::safetensors::{StateDict, Value, hex};
 use crate::{Error, Result};
 
 /// Named tensors of which floats can be read in pieces.
@@ -93,6 +94,11 @@ pub struct TensorFile {
 }
 
 impl TensorFile {
+    /// The SHA-256 of the file as it was opened, whatever has its name by now.
+    pub fn sha256(&self) -> String {
+        hex(Sha256::new_with_prefix(&self.map))
+    }
+
     /// Opens the file at `path` and reads its header.
     ///
     /// # Errors

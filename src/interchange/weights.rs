@@ -153,9 +153,12 @@ impl WeightsFile {
         &self.path
     }
 
-    /// The file that holds the tensors: where a checkpoint's folder was opened, one in it.
-    pub fn file(&self) -> PathBuf {
-        if self.is_checkpoint { self.path.join(STATE) } else { self.path.clone() }
+    /// The SHA-256 of the file that holds the tensors, as it was opened, whatever has its name by now.
+    pub fn sha256(&self) -> String {
+        match &self.source {
+            Source::Safetensors(file) => file.sha256(),
+            Source::Torch(file) => file.sha256(),
+        }
     }
 
     /// Whether it is a checkpoint of training, which has more than weights.

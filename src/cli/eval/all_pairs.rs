@@ -1,7 +1,8 @@
 //! `epl eval all-pairs`: every image of a set against every other.
 
+use std::collections::BTreeSet;
 use std::fmt::{self, Display};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use indicatif::ProgressBar;
@@ -59,8 +60,14 @@ pub struct AllPairs {
     #[arg(long, value_name = "N", conflicts_with_all = ["path", "embeddings", "weights", "groups", "report", "far"])]
     plan: Option<usize>,
     /// With --plan, the length of an embedding
-    #[arg(long, value_name = "D", default_value_t = 512, requires = "plan")]
-    dimension: usize,
+    #[arg(
+        long,
+        value_name = "D",
+        default_value_t = 512,
+        value_parser = clap::value_parser!(u32).range(1..=16384),
+        requires = "plan"
+    )]
+    dimension: u32,
     /// A folder of one folder an identity, a .rec file, or a folder with train.rec
     #[arg(value_name = "PATH", required_unless_present_any = ["embeddings", "plan"], requires = "weights")]
     path: Option<PathBuf>,
@@ -183,6 +190,7 @@ impl AllPairs {
         let weights = Weights { weights: weights.clone(), arch: self.arch.clone() };
         let set = ImageSet::open(path)?;
         let labels = set.labels()?;
+        check_identities(path, &labels)?;
         let groups = match &self.groups {
             Some(file) => set.names()?.read_groups(file)?,
             None => Vec::new(),
@@ -198,7 +206,7 @@ impl AllPairs {
 
     fn plan(&self, images: usize, context: &Context) -> Result<Verdict> {
         let device = context.open()?;
-        let plan = Plan::new(device.caps(), images, self.dimension)?;
+        let plan = Plan::new(device.caps(), images, self.dimension as usize)?;
         let measured = measure(&device, &plan)?;
         context.present(&Planned { device: device.description().name.clone(), plan, measured })?;
         Ok(Verdict::Done)
@@ -215,6 +223,18 @@ fn show(bar: &ProgressBar, name: &str, state: Progress) {
 }
 
 /// A rate as it is asked for: `1e-6`.
+/// Checks that there are pairs of both kinds, before anything is embedded.
+fn check_identities(path: &Path, labels: &[u32]) -> Result<()> {
+    let different: BTreeSet<u32> = labels.iter().copied().collect();
+    let found = match different.len() {
+        0 | 1 => "images of one identity".to_owned(),
+        identities if identities == labels.len() => format!("{identities} images of as many identities"),
+        _ => return Ok(()),
+    };
+    let expected = "several identities, and two images of at least one";
+    Err(Error::data(path.display().to_string(), found, expected, "there is nothing to verify without both"))
+}
+
 fn far_name(far: f64) -> String {
     format!("{far:e}")
 }

@@ -12,7 +12,6 @@ use crate::data::decode;
 use crate::eval::cache::{Cache, DEFAULT_LIMIT, Recipe};
 use crate::eval::cached::CachedEmbedder;
 use crate::eval::embedder::Embedder;
-use crate::interchange::safetensors::hash_file;
 
 /// Where embeddings are kept between calls.
 #[derive(Debug, Args)]
@@ -56,14 +55,14 @@ impl CacheOptions {
         let device = context.open()?;
         let batch = BATCH.min(images.max(1));
         // Without a cache nobody asks for the hash.
-        let hash = if cache.is_on() { hash_file(&file.file())?.1 } else { String::new() };
+        let hash = if cache.is_on() { file.sha256() } else { String::new() };
         let recipe = Recipe::new(&hash, &spec, device.description(), batch, preparation, flip);
         let (size, dimension) = (spec.network.input, spec.network.embedding);
         let open = move || {
             let model = weights.load_on(&file, spec, &device)?;
             Embedder::new(&model, batch)
         };
-        Ok(CachedEmbedder::new(cache, recipe, flip, size, dimension, open))
+        Ok(CachedEmbedder::new(cache, recipe, (batch, flip), size, dimension, open))
     }
 
     /// The same for images that are scaled by their short side and cropped at the centre, with mirrored ones added.

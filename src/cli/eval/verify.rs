@@ -54,6 +54,7 @@ impl Verify {
         let bins = self.sets.iter().map(|path| PairSet::open_bin(path));
         let lists = self.pairs.iter().map(|path| PairSet::open_pairs(path));
         let sets = bins.chain(lists).collect::<Result<Vec<_>>>()?;
+        sets.iter().try_for_each(PairSet::check_pairs)?;
         let images = sets.iter().map(PairSet::images).sum();
         let mut embedder = self.cache.flip_embedder(&self.weights, context, images)?;
 

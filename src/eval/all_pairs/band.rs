@@ -25,12 +25,12 @@ impl Histogram {
         let (mut points, mut sums, mut shown) = (Vec::new(), [0u64; 2], f64::NEG_INFINITY);
         for (genuine, impostor) in genuine.iter().zip(impostors).rev() {
             if *impostor > 0 {
-                // What is accepted before the next impostors are.
+                // What is accepted above the bin, in which the order of genuine pairs and impostors is not known.
                 let far = sums[1] as f64 / totals[1];
                 let place = far.log10() * POINTS_A_DECADE;
                 if points.is_empty() || place.floor() > shown {
                     shown = place.floor();
-                    points.push((far, (sums[0] + genuine) as f64 / totals[0]));
+                    points.push((far, sums[0] as f64 / totals[0]));
                 }
             }
             sums[0] += genuine;
@@ -314,5 +314,14 @@ mod tests {
         histogram.counts[1][7] = 1;
         histogram.counts[1][3] = 9;
         assert_eq!(histogram.roc(), [(0.0, 0.75), (0.1, 1.0), (1.0, 1.0)]);
+        // Within a bin nothing is known of who is above whom: that is no reason to count for the network.
+        let together = Histogram {
+            bins,
+            counts: [
+                [vec![0; 5], vec![7; 1], vec![0; 4]].concat(),
+                [vec![0; 5], vec![9; 1], vec![0; 4]].concat(),
+            ],
+        };
+        assert_eq!(together.roc(), [(0.0, 0.0), (1.0, 1.0)]);
     }
 }

@@ -79,6 +79,13 @@ impl Names {
             Error::data(format!("{}, line {line}", path.display()), found, expected, hint)
         };
         let mut reader = csv::ReaderBuilder::new().flexible(true).trim(csv::Trim::All).from_reader(file);
+        let titles = reader.headers().cloned().unwrap_or_default();
+        let title = titles.get(0).unwrap_or_default();
+        let beside_file = tidy(&path.parent().unwrap_or(Path::new("")).join(title).to_string_lossy());
+        if !title.is_empty() && (self.find(&tidy(title)).is_ok() || self.find(&beside_file).is_ok()) {
+            let found = format!("`{title}`, which is in the set, where the titles of the columns should be");
+            return Err(fault(1, found, "a row of titles, such as `image,group`"));
+        }
         let mut groups: Vec<Group> = Vec::new();
         let mut places: HashMap<String, usize> = HashMap::new();
         let folder = path.parent().unwrap_or(Path::new(""));

@@ -83,6 +83,8 @@ pub struct EmbeddedSet {
     pub unit: Unit,
     /// The identity of each.
     pub labels: Vec<u32>,
+    /// The label of each identity in the file.
+    numbers: Vec<i64>,
     /// How many were left out because they have no label.
     pub unlabelled: usize,
     paths: Vec<String>,
@@ -114,6 +116,7 @@ impl EmbeddedSet {
             return Err(fault(found, "one label and one path an embedding"));
         }
         let mut numbers: HashMap<i64, u32> = HashMap::new();
+        let mut originals = Vec::new();
         let mut set = (Vec::new(), Vec::new());
         let mut values = file.floats_of("embeddings")?;
         for (row, &label) in labels.iter().enumerate().filter(|(_, label)| **label >= 0) {
@@ -124,6 +127,9 @@ impl EmbeddedSet {
             }
             let next = numbers.len() as u32;
             set.0.push(*numbers.entry(label).or_insert(next));
+            if numbers.len() > originals.len() {
+                originals.push(label);
+            }
             set.1.extend(paths.get(row).cloned());
         }
         let name = set_name(path);
@@ -131,10 +137,11 @@ impl EmbeddedSet {
         let unlabelled = count - set.0.len();
         values.truncate(set.0.len() * dimension);
         let unit = Unit::new(&name, values, dimension)?;
-        Ok(Self { name, unit, labels: set.0, unlabelled, paths: set.1 })
+        Ok(Self { name, unit, labels: set.0, numbers: originals, unlabelled, paths: set.1 })
     }
 
-    /// What its images and identities can be called: an identity by the folder that its images are in.
+    /// What its images and identities can be called: an identity by the folder that its images are in, where no other
+    /// identity's are, and otherwise by its label.
     ///
     /// # Errors
     /// A file without paths.
@@ -147,10 +154,22 @@ impl EmbeddedSet {
                 "use the file that `epl embed` wrote",
             ));
         }
-        let mut names = Names::default();
-        for (row, path) in self.paths.iter().enumerate() {
+        let folder = |path: &String| {
             let folder = Path::new(path).parent().and_then(Path::file_name).unwrap_or_default();
-            names.insert(row as u32, path, None, &folder.to_string_lossy());
+            folder.to_string_lossy().into_owned()
+        };
+        let mut identities: HashMap<String, Option<u32>> = HashMap::new();
+        for (path, &label) in self.paths.iter().zip(&self.labels) {
+            let of_all = identities.entry(folder(path)).or_insert(Some(label));
+            *of_all = of_all.filter(|&other| other == label);
+        }
+        let mut names = Names::default();
+        for ((row, path), label) in self.paths.iter().enumerate().zip(&self.labels) {
+            let folder = folder(path);
+            let alone = identities.get(&folder).is_some_and(Option::is_some) && !folder.is_empty();
+            let number = self.numbers.get(*label as usize).copied().unwrap_or_default();
+            let identity = if alone { folder } else { number.to_string() };
+            names.insert(row as u32, path, None, &identity);
         }
         Ok(names)
     }
@@ -173,6 +192,32 @@ fn enough(path: &Path, images: usize) -> Result<()> {
 mod tests {
     use super::*;
     use crate::interchange::safetensors::{StateDict, Value};
+
+    #[test]
+    fn identities_are_called_by_their_folder_where_it_is_theirs_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("e.safetensors");
+        let mut dict = StateDict::default();
+        dict.insert("embeddings", &[5, 1], vec![1.0; 5]);
+        // Two people called p, one of them of a record file with another, and one alone.
+        dict.tensors.insert("labels".into(), (vec![5], Value::I64(vec![4, 4, 9, 7, 7])));
+        let paths = "[\"A/p/1\",\"A/p/2\",\"B/p/1\",\"C/q/1\",\"C/q/2\"]";
+        dict.metadata.insert("paths".into(), paths.into());
+        dict.write(&path).unwrap();
+        let names = EmbeddedSet::open(&path).unwrap().names().unwrap();
+        let csv = folder.path().join("g.csv");
+        let read = |text: &str| {
+            std::fs::write(&csv, text).unwrap();
+            names
+                .read_groups(&csv)
+                .map(|groups| groups.into_iter().map(|group| group.rows).collect::<Vec<_>>())
+        };
+        assert_eq!(read("identity,group\n4,a\n9,a\nq,b\n").unwrap(), [vec![0, 1, 2], vec![3, 4]]);
+        assert!(read("identity,group\np,a\n").unwrap_err().to_string().contains("`p`"));
+        // A first line that is no row of titles is not passed over.
+        let error = read("q,a\n4,b\n").unwrap_err().to_string();
+        assert!(error.contains("line 1") && error.contains("`q`, which is in the set"), "{error}");
+    }
 
     #[test]
     fn embeddings_without_a_label_are_left_out() {

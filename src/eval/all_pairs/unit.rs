@@ -79,7 +79,8 @@ impl Unit {
 
     /// The most by which an f32 product of two rows, summed in any order, differs from [`score`].
     pub fn bound(&self) -> f64 {
-        let unit = f64::from(f32::EPSILON) / 2.0;
+        // WGSL leaves it to the adapter whether a result is rounded to the nearest float or to its neighbour.
+        let unit = f64::from(f32::EPSILON);
         // The longest chain of roundings: D products and sums, and a few more of zeros beside them.
         let roundings = (self.dimension + 8) as f64;
         let gamma = roundings * unit / (1.0 - roundings * unit);

@@ -21,6 +21,25 @@ fn spec(arch: &str) -> ModelSpec {
     ModelSpec::new(arch, Network::named(arch).unwrap(), None).unwrap()
 }
 
+impl Cache {
+    /// What is kept, or what `compute` gives, which is then kept.
+    fn embeddings(
+        &self,
+        name: &str,
+        key: &Key,
+        shape: [usize; 2],
+        compute: impl FnOnce() -> Result<Vec<f32>>,
+    ) -> Result<Vec<f32>> {
+        let entry = Entry { name, key, shape };
+        if let Some(embeddings) = self.find(&entry) {
+            return Ok(embeddings);
+        }
+        let embeddings = compute()?;
+        self.keep(&entry, &embeddings);
+        Ok(embeddings)
+    }
+}
+
 fn images() -> Vec<Vec<u8>> {
     (0..200u32).map(|i| i.to_le_bytes().repeat(1 + i as usize % 7)).collect()
 }
@@ -94,7 +113,7 @@ fn key(digit: char) -> Key {
     Key(digit.to_string().repeat(64))
 }
 
-const ODD: [f32; 6] = [0.1, -0.0, f32::MIN_POSITIVE / 4.0, f32::MAX, -1.5, f32::INFINITY];
+const ODD: [f32; 6] = [0.1, -0.0, f32::MIN_POSITIVE / 4.0, f32::MAX, -1.5, f32::MIN];
 
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
@@ -118,6 +137,10 @@ fn what_is_found_has_the_same_bits_and_is_not_computed_again() {
     assert!(said.lock().unwrap()[0].contains("lfw: the embeddings of 2 images are from"));
     get('b');
     assert_eq!(computed.get(), 2, "another key");
+    let infinite = || Ok(vec![f32::INFINITY; 6]);
+    cache.embeddings("lfw", &key('c'), [2, 3], infinite).unwrap();
+    let entry = Entry { name: "lfw", key: &key('c'), shape: [2, 3] };
+    assert_eq!(cache.find(&entry), None, "what is not finite is not kept");
     // What is asked for in another shape is not taken.
     let reshaped = cache.embeddings("lfw", &key('a'), [3, 2], || Ok(vec![1.0; 6])).unwrap();
     assert_eq!(reshaped, [1.0; 6]);

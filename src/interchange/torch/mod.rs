@@ -16,8 +16,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use memmap2::Mmap;
+use sha2::{Digest, Sha256};
 
 use super::tensor_file::{Kind, TensorSource, absent};
+use crate::interchange::safetensors::hex;
 use crate::pickle::{Node, Pickle};
 use crate::{Error, Result};
 use find::{Finder, choose};
@@ -63,6 +65,11 @@ impl Storage<'_> {
 }
 
 impl TorchFile {
+    /// The SHA-256 of the file as it was opened.
+    pub fn sha256(&self) -> String {
+        hex(Sha256::new_with_prefix(&self.map))
+    }
+
     /// Opens the file at `path` and finds its tensors; `key` says where, in a checkpoint that holds them in several places.
     ///
     /// # Errors
