@@ -135,30 +135,7 @@ impl ModelSpec {
                 "name it with --arch, such as ir50",
             )
         })?;
-        let mut network = Network::named(name)?;
-        let wrong = |key: &str, found: &str| {
-            Error::data(
-                format!("{place}: metadata {key}"),
-                format!("{found:?}"),
-                "what epl writes there",
-                "use an unaltered weights file",
-            )
-        };
-        fn parse<T: serde::de::DeserializeOwned>(found: &str) -> Option<T> {
-            serde_json::from_str(found).ok()
-        }
-        if let Some(found) = text("input") {
-            network.input = parse(found).ok_or_else(|| wrong("input", found))?;
-        }
-        if let Some(found) = text("embedding") {
-            network.embedding = parse(found).ok_or_else(|| wrong("embedding", found))?;
-        }
-        if let Some(found) = text("width") {
-            network.width = parse(found).ok_or_else(|| wrong("width", found))?;
-        }
-        if let Some(found) = text("blocks") {
-            network.blocks = parse(found).ok_or_else(|| wrong("blocks", found))?;
-        }
+        let network = Network::described(name, metadata, place)?;
         Self::new(name, network, None)
     }
 }

@@ -401,11 +401,24 @@ fn a_network_is_planned_trained_evaluated_and_used() {
     epl(&[&onnx[..], &["--weights", "pairs.txt"]].concat()).fails_with(1, &["pairs.txt", "safetensors"]);
     epl(&["export", "onnx", "--weights", "run/model.safetensors", "--out", "faces"])
         .fails_with(1, &["faces"]);
+    // What is read is never written over, and what is beside it stays.
+    let before = std::fs::read(folder.path().join("run/model.safetensors")).unwrap();
+    std::fs::write(folder.path().join("m.partial"), "notes").unwrap();
+    result(&[&onnx[..], &weights].concat());
+    epl(&["export", "onnx", "--weights", "run/model.safetensors", "--out", "run/../run/model.safetensors"])
+        .fails_with(2, &["is read and written"]);
+    for onto in ["run/model.safetensors", "faces/s2/1.png"] {
+        epl(&["embed", "--weights", "run/model.safetensors", "--out", onto, "faces/s2/1.png"])
+            .fails_with(2, &["is read and written"]);
+    }
+    epl(&["convert", "m.partial", "m.safetensors"]).fails_with(1, &["m.partial"]);
+    assert_eq!(std::fs::read(folder.path().join("m.partial")).unwrap(), b"notes");
+    assert!(before == std::fs::read(folder.path().join("run/model.safetensors")).unwrap());
     epl(&[&onnx[..], &weights, &["--arch", "iresnet18"]].concat())
         .fails_with(1, &["run/model.safetensors", "layer1.0.conv2.weight"]);
 
     epl(&[&["embed", "--out", "x"][..], &weights, &["no.png"]].concat()).fails_with(1, &["no.png"]);
-    epl(&[&["embed", "--out", "faces"][..], &weights, &["faces"]].concat()).fails_with(1, &["faces"]);
+    epl(&[&["embed", "--out", "faces"][..], &weights, &["faces"]].concat()).fails_with(2, &["faces"]);
     epl(&[&["eval", "verify"][..], &weights, &["no.bin"]].concat()).fails_with(1, &["no.bin"]);
     epl(&["eval", "verify", "--weights", "config.toml", "--pairs", "pairs.txt"])
         .fails_with(1, &["config.toml", "safetensors"]);

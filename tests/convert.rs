@@ -108,7 +108,7 @@ fn networks_of_pytorch_compute_here_what_they_compute_there() {
         1,
         &["layer1.0.downsample.0.weight", "do not agree there", "hint: "],
     );
-    assert!(!folder.join("no.safetensors").exists() && !folder.join("no.partial").exists());
+    assert!(!folder.join("no.safetensors").exists() && !folder.join(".no.safetensors.epl.partial").exists());
 }
 
 #[test]

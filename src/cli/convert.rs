@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::output::note;
 use super::{Context, Verdict};
+use crate::interchange::files::distinct;
 use crate::interchange::layout::{Step, check, plan};
 use crate::interchange::safetensors::{Sink, StateDict, Value, probe};
 use crate::interchange::tensor_file::{Kind, TensorSource};
@@ -89,7 +90,7 @@ impl Convert {
     pub fn run(&self, context: &Context) -> Result<Verdict> {
         let file = WeightsFile::open_key(&self.input, self.key.as_deref())?;
         let place = self.input.display().to_string();
-        self.check_out()?;
+        self.check_out(&file)?;
         let mut notes = file.notes().to_vec();
 
         let names: Vec<&str> = file.names().filter(|name| self.is_kept(&file, name)).collect();
@@ -183,17 +184,9 @@ impl Convert {
     }
 
     /// Checks that the file can be written, and is not one that is read.
-    fn check_out(&self) -> Result<()> {
-        let same = |path: &Path| match (path.canonicalize(), self.out.canonicalize()) {
-            (Ok(read), Ok(written)) => read == written,
-            _ => false,
-        };
-        if same(&self.input) || self.head.iter().any(|head| same(head)) {
-            return Err(Error::usage(
-                format!("{} is read and written", self.out.display()),
-                "name another file for the result",
-            ));
-        }
+    fn check_out(&self, file: &WeightsFile) -> Result<()> {
+        let weights = file.file();
+        distinct(&self.out, self.head.iter().chain([&self.input, &weights]).map(PathBuf::as_path))?;
         probe(&self.out)
     }
 

@@ -14,6 +14,7 @@ use super::output::{note, progress};
 use super::{Context, Verdict};
 use crate::Result;
 use crate::eval::embedder::Embedder;
+use crate::interchange::files::distinct;
 use crate::interchange::safetensors::{StateDict, Value, probe};
 use crate::interchange::tensor_file::TensorSource;
 use crate::interchange::weights::WeightsFile;
@@ -116,6 +117,8 @@ struct Embedded<'a> {
 
 impl Embed {
     pub fn run(&self, context: &Context) -> Result<Verdict> {
+        let read = self.paths.iter().chain([&self.weights.weights]).map(PathBuf::as_path);
+        distinct(&self.out, read)?;
         let model = self.weights.load(context)?;
         let sources = Sources::open(&self.paths, model.spec.network.input)?;
         let count = sources.len();

@@ -10,7 +10,7 @@ use super::embed::Weights;
 use super::output::bytes;
 use super::{Context, Verdict};
 use crate::Result;
-use crate::interchange::files::probe;
+use crate::interchange::files::{distinct, probe};
 use crate::interchange::onnx::{self, INPUT, OPSET, OUTPUT};
 
 const EXAMPLES: &str = "\
@@ -80,6 +80,7 @@ impl Export {
 impl Onnx {
     fn run(&self, context: &Context) -> Result<Verdict> {
         let (file, spec) = self.weights.read()?;
+        distinct(&self.out, [file.file().as_path()])?;
         probe(&self.out)?;
         let options = onnx::Options { flip: self.flip, f16: self.f16, fold: self.fold };
         // The file's own words first (its step, its head, its licence), then what the network is in any case.

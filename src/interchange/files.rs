@@ -6,6 +6,21 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
+/// Checks that `out`, which is to be written, is none of the files that are `read`.
+///
+/// # Errors
+/// [`Error::Usage`] naming it.
+pub fn distinct<'a>(out: &Path, read: impl IntoIterator<Item = &'a Path>) -> Result<()> {
+    let Ok(there) = out.canonicalize() else { return Ok(()) };
+    if read.into_iter().any(|path| path.canonicalize().is_ok_and(|path| path == there)) {
+        return Err(Error::usage(
+            format!("{} is read and written", out.display()),
+            "name another file for the result",
+        ));
+    }
+    Ok(())
+}
+
 /// Writes `bytes` to `path` so that a reader finds the old file or the new one, whatever happens in between.
 ///
 /// # Errors
@@ -95,7 +110,11 @@ pub fn probe(path: &Path) -> Result<()> {
 
 /// The file that becomes `path` once it is whole.
 pub(super) fn aside(path: &Path) -> PathBuf {
-    path.with_extension("partial")
+    // The whole name, so that w.onnx and w.safetensors do not share it; hidden and ours, so that it is nobody's file.
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".epl.partial");
+    path.with_file_name(name)
 }
 
 #[cfg(test)]

@@ -45,7 +45,16 @@ pub fn tensors(network: &Network) -> Result<Vec<Expected>> {
 
 /// Says which network tensors of these names and shapes are of; `None` where they are of none that is known.
 pub fn recognise(shapes: &BTreeMap<&str, &[usize]>) -> Option<Recognised> {
-    let network = guess(shapes)?;
+    compare(guess(shapes)?, shapes)
+}
+
+/// How tensors of these names and shapes fit `network`, which a file says that they are of; `None` where they do not.
+pub fn recognise_as(network: Network, shapes: &BTreeMap<&str, &[usize]>) -> Option<Recognised> {
+    network.validate().ok()?;
+    compare(network, shapes).filter(|found| found.missing.is_empty())
+}
+
+fn compare(network: Network, shapes: &BTreeMap<&str, &[usize]>) -> Option<Recognised> {
     let expected = tensors(&network).ok()?;
     let known: BTreeSet<&str> = expected.iter().map(|tensor| tensor.name.as_str()).collect();
     let missing = expected.iter().filter(|tensor| match shapes.get(tensor.name.as_str()) {

@@ -7,10 +7,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::recognise::{Recognised, recognise};
+use super::recognise::{Recognised, recognise, recognise_as};
 use super::sniff::{self, Format};
 use super::tensor_file::{Kind, TensorFile, TensorSource, absent};
 use super::torch::TorchFile;
+use crate::nn::Network;
 use crate::{Error, Result};
 
 /// The tensors of a checkpoint of training, in its folder.
@@ -122,7 +123,12 @@ impl WeightsFile {
             self.names = without(&self.names, prefix).unwrap_or_default();
             self.notes.push(format!("the prefix {prefix} was taken off all names"));
         }
-        self.recognised = recognise(&self.shapes(&self.names));
+        let shapes = self.shapes(&self.names);
+        // What the file says goes before what its tensors show: of a linear layer they show no sides.
+        let arch = self.metadata.get("arch");
+        let described = arch.and_then(|arch| Network::described(arch, &self.metadata, "").ok());
+        let described = described.and_then(|network| recognise_as(network, &shapes));
+        self.recognised = described.or_else(|| recognise(&shapes));
         if self.recognised.is_some() {
             return;
         }
@@ -151,6 +157,11 @@ impl WeightsFile {
     /// What was opened.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The file that holds the tensors: where a checkpoint's folder was opened, one in it.
+    pub fn file(&self) -> PathBuf {
+        if self.is_checkpoint { self.path.join(STATE) } else { self.path.clone() }
     }
 
     /// The SHA-256 of the file that holds the tensors, as it was opened, whatever has its name by now.
@@ -335,6 +346,28 @@ mod tests {
         write(&path, "model.", &["bn1.weight"]);
         assert!(WeightsFile::open(&path).unwrap().recognised().is_none());
         assert_eq!(WeightsFile::open_key(&path, Some("a")).unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn what_the_file_says_goes_before_what_its_tensors_show() {
+        // The linear layer of an input of 64 x 16 is that of 32 x 32.
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w.safetensors");
+        let tall = Network { input: [64, 16], ..TINY };
+        let mut dict = StateDict::default();
+        for tensor in tensors(&tall).unwrap().into_iter().filter(|tensor| !tensor.optional) {
+            let count = tensor.shape.iter().product();
+            dict.insert(tensor.name, &tensor.shape, vec![0.5; count]);
+        }
+        dict.write(&path).unwrap();
+        assert_eq!(WeightsFile::open(&path).unwrap().recognised().unwrap().network.input, [32, 32]);
+        dict.metadata.extend(tall.description("iresnet18"));
+        dict.write(&path).unwrap();
+        assert_eq!(WeightsFile::open(&path).unwrap().recognised().unwrap().network.input, [64, 16]);
+        // Metadata that do not fit are no description.
+        dict.metadata.insert("input".into(), "[64, 64]".into());
+        dict.write(&path).unwrap();
+        assert_eq!(WeightsFile::open(&path).unwrap().recognised().unwrap().network.input, [32, 32]);
     }
 
     #[test]

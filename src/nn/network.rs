@@ -1,5 +1,7 @@
 //! A backbone as data: which network, how wide, how deep, for which images.
 
+use std::collections::BTreeMap;
+
 use epl_runtime::{Graph, TensorId};
 
 use crate::nn::layers::{Layers, ParameterList};
@@ -110,6 +112,40 @@ impl Network {
         }
         let known = architectures().join(", ");
         Err(Error::usage(format!("unknown architecture {arch:?}"), format!("known: {known}")))
+    }
+
+    /// The network `arch` with the sizes that the metadata of weights say, as [`Self::description`] wrote them; errors call
+    /// them `place`.
+    ///
+    /// # Errors
+    /// An architecture that is not known, and a size that cannot be read.
+    pub fn described(arch: &str, metadata: &BTreeMap<String, String>, place: &str) -> Result<Self> {
+        let mut network = Self::named(arch)?;
+        let text = |key: &str| metadata.get(key).map(String::as_str);
+        let wrong = |key: &str, found: &str| {
+            Error::data(
+                format!("{place}: metadata {key}"),
+                format!("{found:?}"),
+                "what epl writes there",
+                "use an unaltered weights file",
+            )
+        };
+        fn parse<T: serde::de::DeserializeOwned>(found: &str) -> Option<T> {
+            serde_json::from_str(found).ok()
+        }
+        if let Some(found) = text("input") {
+            network.input = parse(found).ok_or_else(|| wrong("input", found))?;
+        }
+        if let Some(found) = text("embedding") {
+            network.embedding = parse(found).ok_or_else(|| wrong("embedding", found))?;
+        }
+        if let Some(found) = text("width") {
+            network.width = parse(found).ok_or_else(|| wrong("width", found))?;
+        }
+        if let Some(found) = text("blocks") {
+            network.blocks = parse(found).ok_or_else(|| wrong("blocks", found))?;
+        }
+        Ok(network)
     }
 
     /// The name of its architecture; of another depth than those that have one, that of the nearest.

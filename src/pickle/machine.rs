@@ -60,10 +60,13 @@ impl<'a, 'f> Machine<'a, 'f> {
             0x80 => self.protocol()?,
             0x95 => self.frame()?,
 
-            b'(' => self.marks.push(self.stack.len()),
+            b'(' => self.mark()?,
             b'0' => self.pop_or_unmark()?,
             b'1' => drop(self.pop_to_mark()?),
-            b'2' => self.stack.push(self.top()?),
+            b'2' => {
+                let top = self.top()?;
+                self.put(top)?;
+            }
 
             b'N' => self.push(Node::None)?,
             0x88 => self.push(Node::Bool(true))?,
@@ -262,6 +265,28 @@ impl<'a, 'f> Machine<'a, 'f> {
             .ok_or_else(|| (text::show(line), "a memo's number"))
     }
 
+    /// One-byte instructions grow the stack, the marks and the memo as well: they are bounded as the values are.
+    fn room(length: usize) -> Step<()> {
+        match length < MAX_VALUES {
+            true => Ok(()),
+            false => {
+                Err((format!("more than {MAX_VALUES} entries at once"), "a pickle of a reasonable size"))
+            }
+        }
+    }
+
+    fn put(&mut self, id: Id) -> Step<()> {
+        Self::room(self.stack.len())?;
+        self.stack.push(id);
+        Ok(())
+    }
+
+    fn mark(&mut self) -> Step<()> {
+        Self::room(self.marks.len())?;
+        self.marks.push(self.stack.len());
+        Ok(())
+    }
+
     fn push(&mut self, node: Node<'a>) -> Step<()> {
         if self.nodes.len() >= MAX_VALUES {
             return Err((format!("more than {MAX_VALUES} values"), "fewer"));
@@ -435,6 +460,9 @@ impl<'a, 'f> Machine<'a, 'f> {
 
     fn remember(&mut self, key: u64) -> Step<()> {
         let top = self.top()?;
+        if !self.memo.contains_key(&key) {
+            Self::room(self.memo.len())?;
+        }
         self.memo.insert(key, top);
         Ok(())
     }
@@ -443,8 +471,7 @@ impl<'a, 'f> Machine<'a, 'f> {
         let Some(&id) = self.memo.get(&key) else {
             return Err((format!("memo {key}, which was never set"), "a memo that was set"));
         };
-        self.stack.push(id);
-        Ok(())
+        self.put(id)
     }
 
     fn global(&mut self, module: &'a str, name: &'a str) -> Step<()> {

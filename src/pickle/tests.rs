@@ -236,3 +236,16 @@ const INSTRUCTIONS: &[&[u8]] = &[
     b"Q",
     b".",
 ];
+
+#[test]
+fn stack_marks_and_memo_are_bounded_as_values_are() {
+    // Each of these instructions is a byte and makes no value.
+    for (start, again) in [(&b"N"[..], b'2'), (b"", b'('), (b"N", 0x94)] {
+        let most = [start, &vec![again; MAX_VALUES - 2], b"."].concat();
+        if let Err(fault) = parse(&most) {
+            assert!(!fault.found.contains("entries at once"), "{fault:?}");
+        }
+        let fault = refused(&[start, &vec![again; MAX_VALUES + 2], b"."].concat());
+        assert!(fault.found.contains("entries at once"), "{fault:?}");
+    }
+}

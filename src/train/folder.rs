@@ -281,7 +281,7 @@ mod tests {
         assert_eq!(metrics::read(&folder.metrics_path()).unwrap(), [step(20), step(40), step(60)]);
         assert_eq!(Config::load(&out.join("config.toml"), &[]).unwrap(), config);
         assert_eq!(event_files(&out).len(), 2, "the events of the first part stay");
-        assert!(!out.join("metrics.partial").exists());
+        assert!(!out.join(".metrics.jsonl.epl.partial").exists());
 
         drop(folder);
         // A new run in the same folder starts with nothing; files of other programs are not its business.

@@ -128,6 +128,7 @@ impl Align {
             listed.iter_mut().for_each(|found| found.points = exchanged(found.points));
         }
         std::fs::create_dir_all(&self.out).map_err(|source| Error::io(&self.out, source))?;
+        self.check_places(&listed)?;
         self.sheet.as_deref().map_or(Ok(()), probe)?;
 
         let first_of = self.first_lines(&listed);
@@ -149,6 +150,37 @@ impl Align {
         self.tell(&result);
         context.present(&result)?;
         Ok(if result.failed == 0 { Verdict::Done } else { Verdict::Failed })
+    }
+
+    /// Checks that nothing that is read would be written over: the originals are all that there is.
+    fn check_places(&self, listed: &[Listed]) -> Result<()> {
+        let real = |path: &Path| path.canonicalize().map_err(|source| Error::io(path, source));
+        if real(&self.images)? == real(&self.out)? {
+            return Err(Error::usage(
+                format!("--out {} is the folder of --images", self.out.display()),
+                "name another folder, so that the originals stay as they are",
+            ));
+        }
+        let Some(sheet) = &self.sheet else { return Ok(()) };
+        if sheet.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("png")) {
+            return Err(Error::usage(
+                format!("--sheet {} is not called .png", sheet.display()),
+                "the sheet is a PNG image: name it so",
+            ));
+        }
+        // A sheet that is there may be drawn again, if it is none of the originals.
+        let Ok(there) = sheet.canonicalize() else { return Ok(()) };
+        let is_read = |found: &Listed| {
+            let path = landmarks::inside(&found.name).map(|path| self.images.join(path));
+            path.and_then(|path| path.canonicalize().ok()).is_some_and(|path| path == there)
+        };
+        match listed.iter().find(|found| is_read(found)) {
+            None => Ok(()),
+            Some(found) => Err(Error::usage(
+                format!("--sheet {} is the image of line {}", sheet.display(), found.line),
+                "name another file for the sheet",
+            )),
+        }
     }
 
     /// Where the aligned image of that name goes.
@@ -198,10 +230,20 @@ impl Align {
                 "choose one face of each image",
             );
         }
+        let path = self.original(found);
+        let same =
+            |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
+        if same(&place, &path) {
+            return fault(
+                format!("`{}`, which is read and would be written over", path.display()),
+                "another file for the aligned image",
+                "name another folder with --out",
+            );
+        }
         if !self.overwrite && place.exists() {
             return Ok(Outcome::Kept);
         }
-        let (image, path) = self.read(found)?;
+        let image = self.read(found)?;
         let side = usize::from(self.size);
         let fit = fit_or_explain(&found.points, side, || path.display().to_string())?;
         let aligned = warp(&image, &fit.transform, side);
@@ -212,10 +254,24 @@ impl Align {
         Ok(Outcome::Aligned(oddity(&found.points, &fit, [image.height, image.width])))
     }
 
-    fn read(&self, found: &Listed) -> Result<(Image, PathBuf)> {
-        let path = self.images.join(landmarks::inside(&found.name).unwrap_or_default());
+    /// The image that a line of the list names.
+    fn original(&self, found: &Listed) -> PathBuf {
+        self.images.join(landmarks::inside(&found.name).unwrap_or_default())
+    }
+
+    fn read(&self, found: &Listed) -> Result<Image> {
+        let path = self.original(found);
         let encoded = std::fs::read(&path).map_err(|source| Error::io(&path, source))?;
-        Ok((decode_whole(&encoded, || path.display().to_string())?, path))
+        decode_whole(&encoded, || path.display().to_string())
+    }
+
+    /// The aligned image of a line as it lies in the folder, where it has the size that was asked for: one that was there
+    /// already may be another than would be made now, and the sheet shows what there is.
+    fn on_disk(&self, found: &Listed) -> Option<Image> {
+        let encoded = std::fs::read(self.place(&found.name)?).ok()?;
+        let image = decode_whole(&encoded, String::new).ok()?;
+        let side = usize::from(self.size);
+        ([image.height, image.width] == [side, side]).then_some(image)
     }
 
     fn result(&self, listed: &[Listed], rejected: Vec<Rejected>, outcomes: Vec<Result<Outcome>>) -> Aligned {
@@ -279,9 +335,9 @@ impl Align {
         let side = usize::from(self.size);
         let faces: Vec<sheet::Face> = chosen
             .filter_map(|found| {
-                let (image, _) = self.read(found).ok()?;
+                let image = self.read(found).ok()?;
                 let fit = fit_or_explain(&found.points, side, String::new).ok()?;
-                let aligned = warp(&image, &fit.transform, side);
+                let aligned = self.on_disk(found).unwrap_or_else(|| warp(&image, &fit.transform, side));
                 Some(sheet::Face { image, points: found.points, aligned, odd: fit.looks_mirrored() })
             })
             .collect();

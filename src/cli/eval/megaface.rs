@@ -294,7 +294,11 @@ impl Evaluated {
         let mut table =
             Table::new(&[("FAR", Align::Right), ("TAR %", Align::Right), ("threshold", Align::Right)]);
         for at in &self.report.verification {
-            table.row([format!("{:.0e}", at.far), percent(at.tar), format!("{:.4}", at.threshold)]);
+            table.row([
+                format!("{:.0e}", at.far),
+                at.tar.map_or("-".into(), percent),
+                at.threshold.map_or("-".into(), |threshold| format!("{threshold:.4}")),
+            ]);
         }
         table
     }
@@ -346,6 +350,11 @@ impl Display for Evaluated {
             writeln!(f, "noisy: {noise}")?;
         }
         writeln!(f, "\n{}\n1:1, {}", self.identification(), self.pairs())?;
-        write!(f, "{}", self.verification())
+        write!(f, "{}", self.verification())?;
+        if self.report.verification.iter().any(|at| at.tar.is_none()) {
+            let pairs = self.report.impostor_pairs;
+            writeln!(f, "-: {pairs} pairs of a photo and a distractor are too few for this FAR")?;
+        }
+        Ok(())
     }
 }

@@ -221,10 +221,19 @@ fn alone(name: &str, probes: &Entries<'_>, gallery: &Entries<'_>) -> Result<Gall
     Ok(report)
 }
 
-/// All galleries as one. Probes without a mate, which the data sets do not have, count nowhere.
+/// All galleries as one, in which every probe has a mate.
 fn as_one(probes: &Entries<'_>, gallery: &Entries<'_>) -> Result<GalleryReport> {
     let name = "all galleries";
     let searches = search(name, probes, gallery)?;
+    let without = searches.iter().filter(|search| search.mate.is_none()).count();
+    if without > 0 {
+        return Err(Error::data(
+            "the galleries together",
+            format!("{without} of {} probes whose subject is in none", searches.len()),
+            "the mate of every probe, as the sets have it",
+            "check that the lists of galleries and probes are of one release",
+        ));
+    }
     let mut report = report(name, gallery, &searches)?;
     let count = |fpir: f64| ((report.mated as f64 * fpir).ceil() as usize).max(1);
     let most = FPIRS.iter().map(|&fpir| count(fpir)).max().unwrap_or(1);

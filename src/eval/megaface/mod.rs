@@ -62,10 +62,11 @@ pub struct Identified {
 pub struct Verified {
     /// The false-accept rate: at most this share of the pairs of a photo and a distractor is accepted.
     pub far: f64,
-    /// The share of pairs of one person that is accepted.
-    pub tar: f64,
+    /// The share of pairs of one person that is accepted; `None` where there are fewer pairs of a photo and a distractor than
+    /// 1 / FAR.
+    pub tar: Option<f64>,
     /// Scores above it are accepted.
-    pub threshold: f64,
+    pub threshold: Option<f64>,
 }
 
 /// What the protocol measures; rates are fractions.
@@ -185,12 +186,16 @@ pub fn evaluate(
     let identification = identified(&searches, &sizes);
     let negatives = highest.sorted();
     let verification = FARS.iter().zip(allowed).map(|(&far, allowed)| {
+        if allowed == 0 {
+            // Of fewer pairs than 1 / FAR none may be accepted, and the rate cannot be told from smaller ones.
+            return Verified { far, tar: None, threshold: None };
+        }
         let threshold = negatives.get(allowed).copied().unwrap_or(f32::NEG_INFINITY);
         let accepted = genuine.iter().filter(|&&score| score > threshold).count();
         Verified {
             far,
-            tar: accepted as f64 / genuine.len() as f64,
-            threshold: f64::from(threshold.max(-2.0)),
+            tar: Some(accepted as f64 / genuine.len() as f64),
+            threshold: Some(f64::from(threshold.max(-2.0))),
         }
     });
     let mut people = probes.people.clone();

@@ -119,25 +119,9 @@ fn equal_to_the_naive_protocol() {
     let last = report.identification.last().unwrap();
     assert!(last.rank_1 > 0.0 && last.rank_1 < last.rank_10 && last.rank_10 < 1.0, "{last:?}");
 
-    // Verification: with 6,000 pairs nothing may be accepted.
+    // Verification: of 6,000 pairs a FAR of 1e-6 or 1e-4 admits none, and nothing is said.
     assert_eq!((report.genuine_pairs * 2, report.impostor_pairs), (report.searches, 6000));
-    let photo = |at: usize| &probes.embeddings[at * DIMENSION..][..DIMENSION];
-    let mut highest = f32::NEG_INFINITY;
-    for probe in 0..40 {
-        for (other, away) in distractors.embeddings.chunks_exact(DIMENSION).zip(&distractors.unreachable) {
-            if !away {
-                highest = highest.max(dot(photo(probe), other));
-            }
-        }
-    }
-    assert_eq!(report.verification[0].threshold, f64::from(highest));
-    let mut above = 0;
-    for a in 0..40 {
-        above += (a + 1..40)
-            .filter(|&b| probes.people[a] == probes.people[b] && dot(photo(a), photo(b)) > highest)
-            .count();
-    }
-    assert_eq!(report.verification[0].tar, above as f64 / report.genuine_pairs as f64);
+    assert!(report.verification.iter().all(|at| at.tar.is_none() && at.threshold.is_none()));
 }
 
 #[test]

@@ -103,6 +103,15 @@ fn build(
     let images = if options.flip { with_mirrored(&mut graph, images) } else { images };
     let embedding = network.forward(&mut graph, images)?;
     let folded = if options.fold { fold::fold(&mut graph) } else { 0 };
+    let infinite = graph.weights.iter().find(|weight| weight.values.iter().any(|value| !value.is_finite()));
+    if let Some(weight) = infinite {
+        return Err(Error::data(
+            format!("{place}: tensor {}", weight.name),
+            "values beyond f32 once the batch norm beside it is folded into it",
+            "finite numbers",
+            "export without --fold",
+        ));
+    }
     if options.flip {
         sum_halves(&mut graph, embedding);
     } else {

@@ -124,6 +124,15 @@ impl Layers for Nodes<'_> {
             .iter()
             .map(|part| self.weight(format!("{name}.{part}"), &shape, &shape))
             .collect::<Result<_>>()?;
+        let variances = self.weights.last().map(|weight| weight.values.as_slice()).unwrap_or_default();
+        if let Some(value) = variances.iter().find(|&&value| value + BATCH_NORM_EPS <= 0.0) {
+            return Err(Error::data(
+                format!("{}: tensor {name}.running_var", self.place),
+                format!("{value}"),
+                "variances, which are not below 0",
+                "export weights of a run that ended well",
+            ));
+        }
         let epsilon = Attribute::float("epsilon", BATCH_NORM_EPS);
         Ok(self.push("BatchNormalization", name, &[x], &constants, vec![epsilon]))
     }

@@ -95,6 +95,7 @@ fn what_cannot_be_exported_is_named() {
     refused(&missing, options, &["w.safetensors", "layer2.0.conv1.weight", "nothing", "[8, 4, 3, 3]"]);
     refused(&with("prelu.weight", &[5], 0.5), options, &["prelu.weight", "[5]", "[4]"]);
     refused(&with("bn1.bias", &[4], f32::NAN), options, &["bn1.bias", "element 0", "NaN"]);
+    refused(&with("bn1.running_var", &[4], -0.5), options, &["bn1.running_var", "-0.5", "variances"]);
     let large = with("conv1.weight", &[4, 3, 3, 3], 7e4);
     assert!(build(&network, &large, "", &[], options).is_ok());
     refused(&large, Options { f16: true, ..options }, &["conv1.weight", "70000", "65504"]);

@@ -40,6 +40,8 @@ pub type Fault = (String, &'static str, String);
 /// Names of what a checkpoint holds the network under, the likeliest first.
 const LIKELY: &[&str] = &[
     "state_dict",
+    // arcface_torch's checkpoints.
+    "state_dict_backbone",
     "model_state_dict",
     "model_state",
     "model",

@@ -27,8 +27,10 @@ use policy::{Reason, Weights};
 use tensor::{Tensor, reference_of, tensor};
 use zip::{Archive, Entry};
 
+/// Most tensors of a file: many times those of any network.
+const MAX_TENSORS: usize = 1 << 17;
 /// The largest pickle: that of a network of thousands of layers takes some megabytes.
-const MAX_PICKLE: usize = 256 << 20;
+const MAX_PICKLE: usize = 64 << 20;
 /// Elements of a tensor that does not lie in order that are gathered at once.
 const GATHERED: usize = 1 << 20;
 /// Elements that all tensors together may have beyond [`REPEATS`] times the file's bytes.
@@ -117,6 +119,14 @@ impl TorchFile {
         let chosen = choose(&candidates, key).map_err(refused)?;
         let named = finder.tensors(chosen).map_err(refused)?;
         let mut tensors = BTreeMap::new();
+        if named.tensors.len() > MAX_TENSORS {
+            return Err(Error::data(
+                place,
+                format!("{} tensors", named.tensors.len()),
+                format!("at most {MAX_TENSORS}"),
+                "use a file of weights; if the file came so, do not trust it",
+            ));
+        }
         for (name, id) in named.tensors {
             let found = tensor(&pickle, id).unwrap_or_else(|| Err("no tensor".to_owned()));
             let found = found.and_then(|tensor| {

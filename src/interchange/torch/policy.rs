@@ -238,7 +238,9 @@ fn may_be_called(module: &str, name: &str) -> bool {
         "collections" => matches!(name, "OrderedDict" | "defaultdict" | "Counter" | "deque"),
         "numpy.core.multiarray" | "numpy._core.multiarray" => matches!(name, "_reconstruct" | "scalar"),
         "numpy" => matches!(name, "dtype" | "ndarray"),
-        "numpy.random._pickle" => true,
+        "numpy.random._pickle" => {
+            matches!(name, "__randomstate_ctor" | "__bit_generator_ctor" | "__generator_ctor")
+        }
         "_codecs" => name == "encode",
         "copy_reg" | "copyreg" => matches!(name, "_reconstructor" | "__newobj__"),
         "builtins" | "__builtin__" => matches!(

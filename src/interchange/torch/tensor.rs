@@ -167,7 +167,7 @@ impl Tensor {
 }
 
 /// The most dimensions of a tensor; PyTorch has the same bound.
-const MAX_RANK: usize = 64;
+const MAX_RANK: usize = 16;
 /// The longest name of a storage or of its class: a tensor keeps a copy, and many tensors may have one name.
 const MAX_NAME: usize = 256;
 /// How deep the wrappers of a tensor (parameter, subclass) may be nested.
