@@ -180,3 +180,36 @@ fn wrong_calls_are_one_clear_error() {
         assert!(ran.2.contains(word), "{word}: {}", ran.2);
     }
 }
+
+#[test]
+fn originals_are_never_written_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    write_image(&root.join("photos/s1/a.png"), 300, 250);
+    write_image(&root.join("photos/s1/b.png"), 300, 250);
+    let good = landmarks(2.0, [30.0, 20.0], false);
+    std::fs::write(root.join("list.txt"), line("s1/a.png", &good, " ")).unwrap();
+    let read = |name: &str| std::fs::read(root.join("photos/s1").join(name)).unwrap();
+    let before = [read("a.png"), read("b.png")];
+    let call = |more: &[&str]| {
+        align(root, &[&["--landmarks", "list.txt", "--images", "photos", "--overwrite"][..], more].concat())
+    };
+    for out in ["photos", "photos/../photos", "./photos/s1/.."] {
+        let ran = call(&["--out", out]);
+        assert!(ran.0 == 2 && ran.2.contains("is the folder of --images"), "{}", ran.2);
+    }
+    // The folder of images may hold the one of results, as long as no file is both.
+    assert_eq!(call(&["--out", "photos/aligned"]).0, 0);
+    let ran = call(&["--out", "out", "--sheet", "photos/s1/a.png"]);
+    assert!(ran.0 == 2 && ran.2.contains("the image of line 1"), "{}", ran.2);
+    assert!(call(&["--out", "out", "--sheet", "sheet.jpg"]).2.contains("not called .png"));
+    // A link makes one file of two.
+    #[cfg(unix)]
+    {
+        std::fs::create_dir_all(root.join("linked")).unwrap();
+        std::os::unix::fs::symlink(root.join("photos/s1"), root.join("linked/s1")).unwrap();
+        let ran = call(&["--out", "linked"]);
+        assert!(ran.0 == 1 && ran.2.contains("would be written over"), "{}", ran.2);
+    }
+    assert!(before == [read("a.png"), read("b.png")]);
+}
