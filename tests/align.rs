@@ -185,31 +185,129 @@ fn wrong_calls_are_one_clear_error() {
 fn originals_are_never_written_over() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
-    write_image(&root.join("photos/s1/a.png"), 300, 250);
-    write_image(&root.join("photos/s1/b.png"), 300, 250);
-    let good = landmarks(2.0, [30.0, 20.0], false);
-    std::fs::write(root.join("list.txt"), line("s1/a.png", &good, " ")).unwrap();
-    let read = |name: &str| std::fs::read(root.join("photos/s1").join(name)).unwrap();
-    let before = [read("a.png"), read("b.png")];
-    let call = |more: &[&str]| {
-        align(root, &[&["--landmarks", "list.txt", "--images", "photos", "--overwrite"][..], more].concat())
-    };
-    for out in ["photos", "photos/../photos", "./photos/s1/.."] {
-        let ran = call(&["--out", out]);
-        assert!(ran.0 == 2 && ran.2.contains("is the folder of --images"), "{}", ran.2);
+    for name in ["ph/a.png", "ph/s/b.png"] {
+        write_image(&root.join(name), 120, 110);
     }
-    // The folder of images may hold the one of results, as long as no file is both.
-    assert_eq!(call(&["--out", "photos/aligned"]).0, 0);
-    let ran = call(&["--out", "out", "--sheet", "photos/s1/a.png"]);
-    assert!(ran.0 == 2 && ran.2.contains("the image of line 1"), "{}", ran.2);
-    assert!(call(&["--out", "out", "--sheet", "sheet.jpg"]).2.contains("not called .png"));
-    // A link makes one file of two.
+    let originals = || ["ph/a.png", "ph/s/b.png"].map(|name| std::fs::read(root.join(name)).unwrap());
+    let before = originals();
+    let good = landmarks(1.0, [0.0; 2], false);
+    std::fs::write(root.join("list.txt"), line("a.png", &good, " ") + &line("s/b.png", &good, " ")).unwrap();
+    let call = ["--landmarks", "list.txt", "--images", "ph"];
+    let mut same = vec!["ph", "./ph/", "ph/../ph"];
     #[cfg(unix)]
     {
-        std::fs::create_dir_all(root.join("linked")).unwrap();
-        std::os::unix::fs::symlink(root.join("photos/s1"), root.join("linked/s1")).unwrap();
-        let ran = call(&["--out", "linked"]);
-        assert!(ran.0 == 1 && ran.2.contains("would be written over"), "{}", ran.2);
+        std::os::unix::fs::symlink("ph", root.join("link")).unwrap();
+        same.push("link");
     }
-    assert!(before == [read("a.png"), read("b.png")]);
+    for out in same {
+        for more in [&[][..], &["--overwrite"]] {
+            let ran = align(root, &[&call[..], &["--out", out], more].concat());
+            assert_eq!((ran.0, ran.1.as_str()), (2, ""), "{out}: {}", ran.2);
+            assert!(ran.2.contains("the folder of the originals"), "{out}: {}", ran.2);
+            assert_eq!(originals(), before, "{out}");
+        }
+    }
+
+    // A folder to write to in which some places are those of originals.
+    write_image(&root.join("ph/s/s/b.png"), 120, 110);
+    let nested = line("a.png", &good, " ") + &line("s/b.png", &good, " ") + &line("s/s/b.png", &good, " ");
+    std::fs::write(root.join("nested.txt"), nested).unwrap();
+    let call = ["--landmarks", "nested.txt", "--images", "ph", "--out", "ph/s", "--overwrite", "--json"];
+    let inner = std::fs::read(root.join("ph/s/s/b.png")).unwrap();
+    let ran = align(root, &call);
+    let found = result(&ran);
+    assert_eq!((ran.0, &found["aligned"], &found["failed"]), (1, &json!(2), &json!(1)), "{found}");
+    assert_eq!(found["failures"][0]["line"], 2);
+    assert!(found["failures"][0]["what"].as_str().unwrap().contains("is an image of the list"), "{found}");
+    assert_eq!((originals(), std::fs::read(root.join("ph/s/s/b.png")).unwrap()), (before.clone(), inner));
+
+    #[cfg(unix)]
+    {
+        // A link in the place of an aligned image that leads to an original.
+        std::fs::create_dir_all(root.join("out")).unwrap();
+        std::os::unix::fs::symlink("../ph/a.png", root.join("out/a.png")).unwrap();
+        for more in [&[][..], &["--overwrite"]] {
+            let call = ["--landmarks", "list.txt", "--images", "ph", "--out", "out", "--json"];
+            let found = result(&align(root, &[&call[..], more].concat()));
+            assert_eq!((&found["failed"], &found["failures"][0]["line"]), (&json!(1), &json!(1)), "{found}");
+            assert_eq!(originals(), before);
+        }
+    }
+
+    for (sheet, words) in [
+        ("ph/a.png", "is an image of the list"),
+        ("ph/../ph/s/b.png", "is an image of the list"),
+        ("new/a.png", "is the place of an aligned image"),
+        ("sheet.jpg", "the sheet is a PNG"),
+        ("list.txt", "the sheet is a PNG"),
+    ] {
+        let call = ["--landmarks", "list.txt", "--images", "ph", "--out", "new", "--sheet", sheet];
+        let ran = align(root, &call);
+        assert_eq!((ran.0, ran.1.as_str()), (2, ""), "{sheet}: {}", ran.2);
+        assert!(ran.2.contains(words), "{sheet}: {}", ran.2);
+        assert_eq!(originals(), before);
+    }
+    assert!(!root.join("new").exists(), "what is refused makes no folder");
+}
+
+#[test]
+fn results_of_an_earlier_run_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let good = landmarks(1.0, [0.0; 2], false);
+    let mut list = String::new();
+    for name in ["a.png", "b.png", "c.png"] {
+        write_image(&root.join("ph").join(name), 120, 110);
+        list += &line(name, &good, " ");
+    }
+    list += &line("missing.png", &good, " ");
+    std::fs::write(root.join("list.txt"), &list).unwrap();
+    // The list is older than what is made of it.
+    let past = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    let set_time = |time| {
+        std::fs::File::options().write(true).open(root.join("list.txt")).unwrap().set_modified(time).unwrap();
+    };
+    set_time(past);
+    let call = ["--landmarks", "list.txt", "--images", "ph", "--out", "out", "--json"];
+    let with = |more: &[&'static str]| align(root, &[&call[..], more].concat());
+    with(&["--size", "64"]);
+    let counts = |ran: &(i32, String, String)| {
+        let found = result(ran);
+        ["aligned", "kept", "kept_of_other_size", "kept_from_before", "odd"]
+            .map(|key| found[key].as_u64().unwrap())
+    };
+    let again = with(&["--size", "64"]);
+    assert_eq!(counts(&again), [0, 3, 0, 0, 0]);
+    assert!(!again.2.contains("warning"), "{}", again.2);
+
+    std::fs::remove_file(root.join("out/b.png")).unwrap();
+    // What is there is on the sheet: one face in black.
+    image::RgbImage::new(64, 64).save(root.join("out/c.png")).unwrap();
+    let other = with(&["--sheet", "sheet.png", "--sheet-faces", "3"]);
+    assert_eq!(counts(&other), [1, 2, 2, 0, 0]);
+    let found = result(&other);
+    assert_eq!(found["warnings"][0]["line"], 1);
+    let what = found["warnings"][0]["what"].as_str().unwrap();
+    assert!(what.contains("is 64 x 64 and not 112 x 112"), "{what}");
+    assert!(other.2.contains("2 images that were there already are not of 112 x 112"), "{}", other.2);
+    let sheet = image::open(root.join("sheet.png")).unwrap().into_rgb8();
+    let (cell, gap, between) = (224, 4, 28);
+    assert_eq!(sheet.dimensions(), (3 * (2 * cell + gap + between) + between, cell + 2 * between));
+    let aligned = |face: u32| {
+        let left = between + face * (2 * cell + gap + between) + cell + gap;
+        sheet.get_pixel(left + cell / 2, between + 10).0
+    };
+    assert!(aligned(0)[2] > 60 && aligned(1)[2] > 60, "{:?} {:?}", aligned(0), aligned(1));
+    assert_eq!(aligned(2), [0; 3]);
+
+    let swapped = with(&["--size", "64", "--swap-sides"]);
+    assert_eq!(counts(&swapped), [0, 3, 1, 3, 0]);
+    assert!(swapped.2.contains("3 images that were there already may have been"), "{}", swapped.2);
+    set_time(std::time::SystemTime::now() + std::time::Duration::from_secs(3600));
+    let newer = with(&["--size", "64"]);
+    assert_eq!(counts(&newer), [0, 3, 1, 3, 0]);
+    assert!(newer.2.contains("3 images that were there already are older than the list"), "{}", newer.2);
+    std::fs::write(root.join("out/a.png"), "no image").unwrap();
+    let broken = result(&with(&[]));
+    assert!(broken["warnings"][0]["what"].as_str().unwrap().contains("is no image"), "{broken}");
 }

@@ -171,6 +171,24 @@ fn ijb_is_evaluated_from_its_folder() {
         &["no folder meta", "IJBC"],
     );
     fails(root, &with(&["--report", "sets"]), 1, &["sets"]);
+
+    // What the lists alone tell is found before an image or the weights are read.
+    let early = ["eval", "ijb", "--weights", "none.safetensors", "--ijb", "sets", "--target", "IJBB"];
+    let list = |name: &str| root.join("sets/IJBB/meta").join(format!("ijbb_{name}"));
+    std::fs::write(list("1N_gallery_S1.csv"), "T,S\n1,0\n2,1\n3,2\n4,3\n").unwrap();
+    for (name, text, words) in [
+        ("1N_probe_mixed.csv", "T,S\n", &["ijbb_1N_probe_mixed.csv", "an empty list"][..]),
+        ("1N_probe_mixed.csv", "T,S\n9,0\n13,4\n14,77\n", &["probe_mixed.csv", "template 14 of person 77"]),
+        ("1N_gallery_S2.csv", "T,S\n", &["ijbb_1N_gallery_S2.csv", "an empty list"]),
+        ("template_pair_label.txt", "\n", &["ijbb_template_pair_label.txt", "0 matching pairs of 0"]),
+        ("template_pair_label.txt", "1 2 0\n", &["ijbb_template_pair_label.txt", "0 matching pairs of 1"]),
+    ] {
+        let before = std::fs::read(list(name)).unwrap();
+        std::fs::write(list(name), text).unwrap();
+        fails(root, &early, 1, words);
+        std::fs::write(list(name), before).unwrap();
+    }
+    fails(root, &early, 1, &["none.safetensors"]);
     std::fs::write(root.join("sets/IJBB/loose_crop/7.png"), "no image").unwrap();
     fails(root, &call, 1, &["face 7 (7.png)"]);
     std::fs::remove_file(root.join("sets/IJBB/loose_crop/7.png")).unwrap();
@@ -194,6 +212,11 @@ fn megaface_is_evaluated_from_folders_lists_and_embeddings() {
         assert_eq!(found[key], count, "{key}");
     }
     assert_eq!(found["impostor_pairs"], 360);
+    // 360 pairs are too few for every rate.
+    for at in found["verification"].as_array().unwrap() {
+        assert_eq!((&at["tar"], &at["threshold"]), (&Value::Null, &Value::Null));
+        assert!(at["note"].as_str().unwrap().starts_with("360 pairs of a photo and a distractor"), "{at}");
+    }
     let sizes = |found: &Value| -> Vec<u64> {
         let all = found["identification"].as_array().unwrap();
         all.iter().map(|found| found["distractors"].as_u64().unwrap()).collect()
@@ -202,7 +225,11 @@ fn megaface_is_evaluated_from_folders_lists_and_embeddings() {
     let rank_1 = |found: &Value, at: usize| found["identification"][at]["rank_1"].as_f64().unwrap();
     assert!(rank_1(&found, 0) >= rank_1(&found, 1), "more distractors are harder: {found}");
     assert_eq!(found["identification"][1]["cmc"].as_array().unwrap().last().unwrap(), &json!([31, 1.0]));
-    assert!(std::fs::read_to_string(root.join("mega.html")).unwrap().contains("30 distractors"));
+    let page = std::fs::read_to_string(root.join("mega.html")).unwrap();
+    for part in ["30 distractors", "FAR 1e-6: 360 pairs", "takes at least 1000000"] {
+        assert!(page.contains(part), "{part}");
+    }
+    fails(root, &with(&["--distractors", "10,0"]), 2, &["--distractors"]);
     assert_eq!(sizes(&result(root, &with(&["--distractors", "5,7,5"]))), [5, 7, 30]);
 
     // Embeddings that were written before give the same.
@@ -240,6 +267,14 @@ fn megaface_is_evaluated_from_folders_lists_and_embeddings() {
     let (code, text, said) = epl(root, &with(&["--megaface-noise", "fs_noise"]));
     assert!(code == 0 && said.contains("no photo is on the list fs_noise"), "{said}");
     assert!(text.contains("12 photos of 3 people, 30 distractors, 36 searches"), "{text}");
+    assert!(
+        text.contains("FAR 1e-4: 360 pairs of a photo and a distractor; this rate takes at least 10000"),
+        "{text}"
+    );
+    std::fs::write(root.join("list"), "Person_0/Person_0_0.png\n./Person_0/Person_0_0.png\n").unwrap();
+    fails(root, &with(&["--facescrub-list", "list"]), 1, &["list, line 2", "the photo of list, line 1"]);
+    std::fs::write(root.join("list"), "0/0@N00/0_0.png\n0/0@N00/0_0.png\n").unwrap();
+    fails(root, &with(&["--megaface-list", "list"]), 1, &["list, line 2", "the photo of list, line 1"]);
 
     fails(root, &sets, 2, &["--weights"]);
     fails(root, &[&sets[..], &["--arch", "ir18"]].concat(), 2, &["--weights"]);

@@ -12,13 +12,13 @@ use serde::Serialize;
 
 use super::output::{note, progress};
 use super::{Context, Verdict};
-use crate::Result;
 use crate::eval::embedder::Embedder;
 use crate::interchange::files::distinct;
 use crate::interchange::safetensors::{StateDict, Value, probe};
 use crate::interchange::tensor_file::TensorSource;
 use crate::interchange::weights::WeightsFile;
 use crate::model::{Model, ModelSpec};
+use crate::{Error, Result};
 use sources::Sources;
 
 const EXAMPLES: &str = "\
@@ -133,6 +133,14 @@ impl Embed {
         bar.finish_and_clear();
 
         let dimension = embedder.dimension();
+        if let Some(at) = embeddings.iter().position(|value| !value.is_finite()) {
+            return Err(Error::data(
+                self.weights.place(),
+                format!("an embedding of {} that is not finite", sources.name(at / dimension.max(1))),
+                "finite numbers",
+                "use the weights of a run that ended well",
+            ));
+        }
         let mut dict = StateDict::default();
         dict.insert("embeddings", &[count, dimension], embeddings);
         let labels = sources.labels()?;

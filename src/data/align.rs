@@ -29,6 +29,9 @@ const SUSPECT_RESIDUAL: f64 = 8.0;
 /// ... and where their mirror image fits this many times better. In full profile both fit alike.
 const MIRRORED_BETTER: f64 = 2.0;
 
+/// A coordinate beyond this, in pixels, is in no image.
+const LARGEST: f64 = 1e6;
+
 /// Landmarks farther outside of the image than this share of its longer side are hardly of this image.
 const FAR_OUTSIDE: f64 = 0.25;
 
@@ -199,9 +202,21 @@ impl std::fmt::Display for Oddity {
                 fit.residual, fit.mirrored_residual
             ),
             Self::FarOutside { number, point: [x, y], size: [height, width] } => {
+                let (x, y) = (Coordinate(*x), Coordinate(*y));
                 write!(f, "landmark {number} at ({x}, {y}) is far outside of the image of {width} x {height}")
             }
         }
+    }
+}
+
+/// A coordinate for a message: a large one with an exponent instead of hundreds of digits.
+struct Coordinate(f64);
+
+impl std::fmt::Display for Coordinate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self(value) = *self;
+        let is_plain = value == 0.0 || (1e-6..LARGEST).contains(&value.abs());
+        if is_plain { write!(f, "{value}") } else { write!(f, "{value:e}") }
     }
 }
 
@@ -222,17 +237,26 @@ pub fn oddity(points: &Points, fit: &Fit, size: [usize; 2]) -> Option<Oddity> {
 /// [`fit`], with an error for points that have none.
 ///
 /// # Errors
-/// Names the image as `place()` does: points that are not finite or coincide.
+/// Names the image as `place()` does: points that are not finite, are in no image, or coincide.
 pub fn fit_or_explain(points: &Points, side: usize, place: impl Fn() -> String) -> Result<Fit> {
     let hint = "look at that line of the landmarks file, or leave the image out";
     if points.iter().flatten().any(|coordinate| !coordinate.is_finite()) {
         return Err(Error::data(place(), "landmarks that are not finite", "ten finite numbers", hint));
     }
+    if let Some(at) = points.iter().position(|point| point.iter().any(|value| value.abs() > LARGEST)) {
+        let [x, y] = points.get(at).copied().unwrap_or_default().map(Coordinate);
+        return Err(Error::data(
+            place(),
+            format!("landmark {} at ({x}, {y}), which is in no image", at + 1),
+            "five landmarks in pixels of the image",
+            hint,
+        ));
+    }
     fit(points, side).ok_or_else(|| {
-        let at = points.first().copied().unwrap_or_default();
+        let [x, y] = points.first().copied().unwrap_or_default().map(Coordinate);
         Error::data(
             place(),
-            format!("five landmarks that coincide or have no direction, near ({}, {})", at[0], at[1]),
+            format!("five landmarks that coincide or have no direction, near ({x}, {y})"),
             "the eyes, the nose and the corners of the mouth",
             hint,
         )

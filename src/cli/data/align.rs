@@ -2,9 +2,10 @@
 
 mod sheet;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::{self, Display};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use clap::{Args, ValueEnum};
 use rayon::prelude::*;
@@ -12,10 +13,11 @@ use serde::Serialize;
 
 use crate::cli::output::{note, progress};
 use crate::cli::{Context, Verdict};
-use crate::data::Image;
 use crate::data::align::landmarks::{self, Listed, Rejected};
 use crate::data::align::{Oddity, Points, decode_whole, fit_or_explain, oddity, warp};
 use crate::data::encode::Encoding;
+use crate::data::probe as image_probe;
+use crate::data::{Image, has_extension};
 use crate::interchange::files::{probe, write_atomically};
 use crate::{Error, Result};
 
@@ -77,7 +79,7 @@ pub struct Align {
     /// Draw a picture of originals with their landmarks beside the aligned faces
     #[arg(long, value_name = "SHEET.png")]
     sheet: Option<PathBuf>,
-    /// Faces on that picture, taken at equal distances from the whole list
+    /// Faces on that picture, taken at equal distances from all that did not fail
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
     sheet_faces: u16,
 }
@@ -100,7 +102,13 @@ struct Aligned {
     aligned: usize,
     /// Images that were there already.
     kept: usize,
+    /// Those of them that are no images of the size that is asked for; the warnings name them.
+    kept_of_other_size: usize,
+    /// Those of them that may be of other landmarks: older than the list, or there before `--swap-sides`.
+    kept_from_before: usize,
     failed: usize,
+    /// Aligned images whose landmarks are odd.
+    odd: usize,
     /// Aligned images whose landmarks look like those of a mirrored face.
     mirrored: usize,
     failures: Vec<Remark>,
@@ -111,7 +119,18 @@ struct Aligned {
 /// What became of one image.
 enum Outcome {
     Aligned(Option<Oddity>),
-    Kept,
+    /// Left as it was, with what is wrong with its size, and whether it may be of other landmarks.
+    Kept(Option<String>, bool),
+}
+
+/// What the images of a list depend on beside their own lines.
+struct Surroundings {
+    /// The first line for each file that is to be written: a second one would write over it.
+    first_of: HashMap<PathBuf, usize>,
+    /// The images that the list names, by their canonical paths: none of them may be written over.
+    inputs: HashSet<PathBuf>,
+    /// When the list was changed last, where that is known.
+    list_changed: Option<SystemTime>,
 }
 
 impl Align {
@@ -127,60 +146,34 @@ impl Align {
         if self.swap_sides {
             listed.iter_mut().for_each(|found| found.points = exchanged(found.points));
         }
+        self.check_out()?;
+        let inputs = self.inputs(&listed, &rejected);
+        self.check_sheet(&listed, &inputs)?;
         std::fs::create_dir_all(&self.out).map_err(|source| Error::io(&self.out, source))?;
-        self.check_places(&listed)?;
         self.sheet.as_deref().map_or(Ok(()), probe)?;
 
-        let first_of = self.first_lines(&listed);
+        let list_changed = std::fs::metadata(&self.landmarks).and_then(|found| found.modified()).ok();
+        let around = Surroundings { first_of: self.first_lines(&listed), inputs, list_changed };
         let bar = progress(listed.len());
         let outcomes: Vec<Result<Outcome>> = listed
             .par_iter()
             .map(|found| {
-                let outcome = self.align(found, &first_of);
+                let outcome = self.align(found, &around);
                 bar.inc(1);
                 outcome
             })
             .collect();
         bar.finish_and_clear();
+        let done = listed.iter().zip(&outcomes).filter(|(_, outcome)| outcome.is_ok());
+        let done: Vec<&Listed> = done.map(|(found, _)| found).collect();
         let mut result = self.result(&listed, rejected, outcomes);
         if let Some(path) = &self.sheet {
-            self.draw(&listed, path)?;
+            self.draw(&done, path)?;
             result.sheet = Some(path.clone());
         }
         self.tell(&result);
         context.present(&result)?;
         Ok(if result.failed == 0 { Verdict::Done } else { Verdict::Failed })
-    }
-
-    /// Checks that nothing that is read would be written over: the originals are all that there is.
-    fn check_places(&self, listed: &[Listed]) -> Result<()> {
-        let real = |path: &Path| path.canonicalize().map_err(|source| Error::io(path, source));
-        if real(&self.images)? == real(&self.out)? {
-            return Err(Error::usage(
-                format!("--out {} is the folder of --images", self.out.display()),
-                "name another folder, so that the originals stay as they are",
-            ));
-        }
-        let Some(sheet) = &self.sheet else { return Ok(()) };
-        if sheet.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("png")) {
-            return Err(Error::usage(
-                format!("--sheet {} is not called .png", sheet.display()),
-                "the sheet is a PNG image: name it so",
-            ));
-        }
-        // A sheet that is there may be drawn again, if it is none of the originals.
-        let Ok(there) = sheet.canonicalize() else { return Ok(()) };
-        let is_read = |found: &Listed| {
-            let path = landmarks::inside(&found.name).map(|path| self.images.join(path));
-            path.and_then(|path| path.canonicalize().ok()).is_some_and(|path| path == there)
-        };
-        match listed.iter().find(|found| is_read(found)) {
-            None => Ok(()),
-            Some(found) => Err(Error::usage(
-                format!("--sheet {} is the image of line {}", sheet.display(), found.line),
-                "name another file for the sheet",
-            )),
-        }
     }
 
     /// Where the aligned image of that name goes.
@@ -196,6 +189,55 @@ impl Align {
         }
     }
 
+    /// Refuses a folder to write to that is the folder of the originals.
+    fn check_out(&self) -> Result<()> {
+        let canonical = |path: &Path| std::fs::canonicalize(path).ok();
+        match (canonical(&self.images), canonical(&self.out)) {
+            (Some(images), Some(out)) if images == out => Err(Error::usage(
+                format!(
+                    "--out {} is the folder of the originals, {}",
+                    self.out.display(),
+                    self.images.display()
+                ),
+                "name another folder: the aligned images would take the places of the originals",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The images that the list names and that are there, also in lines that cannot be used.
+    fn inputs(&self, listed: &[Listed], rejected: &[Rejected]) -> HashSet<PathBuf> {
+        let names: Vec<&str> = (listed.iter().map(|found| found.name.as_str()))
+            .chain(rejected.iter().map(|line| line.name.as_str()))
+            .collect();
+        let canonical = |name: &&str| std::fs::canonicalize(self.images.join(landmarks::inside(name)?)).ok();
+        names.par_iter().filter_map(canonical).collect()
+    }
+
+    /// Refuses a sheet that would take the place of an image, or whose name is not that of a PNG.
+    fn check_sheet(&self, listed: &[Listed], inputs: &HashSet<PathBuf>) -> Result<()> {
+        let Some(sheet) = &self.sheet else { return Ok(()) };
+        let wrong =
+            |what: String| Err(Error::usage(what, "name a new file for the sheet, such as sheet.png"));
+        if !has_extension(sheet, "png") {
+            return wrong(format!(
+                "--sheet {}: the sheet is a PNG, and its name ends otherwise",
+                sheet.display()
+            ));
+        }
+        let canonical = std::fs::canonicalize(sheet).ok();
+        if canonical.as_ref().is_some_and(|sheet| inputs.contains(sheet)) {
+            return wrong(format!("--sheet {} is an image of the list", sheet.display()));
+        }
+        let is_output = |place: PathBuf| {
+            place == *sheet || (canonical.is_some() && std::fs::canonicalize(place).ok() == canonical)
+        };
+        if listed.iter().filter_map(|found| self.place(&found.name)).any(is_output) {
+            return wrong(format!("--sheet {} is the place of an aligned image", sheet.display()));
+        }
+        Ok(())
+    }
+
     /// The first line for each file that is to be written: a second one would write over it.
     fn first_lines(&self, listed: &[Listed]) -> HashMap<PathBuf, usize> {
         let mut first = HashMap::with_capacity(listed.len());
@@ -207,7 +249,7 @@ impl Align {
         first
     }
 
-    fn align(&self, found: &Listed, first_of: &HashMap<PathBuf, usize>) -> Result<Outcome> {
+    fn align(&self, found: &Listed, around: &Surroundings) -> Result<Outcome> {
         let fault = |what: String, expected: &str, hint: &str| {
             Err(Error::data(
                 format!("{}, line {}", self.landmarks.display(), found.line),
@@ -223,27 +265,25 @@ impl Align {
                 "write paths relative to --images",
             );
         };
-        if let Some(first) = first_of.get(&place).filter(|&&first| first != found.line) {
+        if let Some(first) = around.first_of.get(&place).filter(|&&first| first != found.line) {
             return fault(
                 format!("`{}`, whose file {} is that of line {first}", found.name, place.display()),
                 "one line for each file",
                 "choose one face of each image",
             );
         }
-        let path = self.original(found);
-        let same =
-            |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
-        if same(&place, &path) {
+        let existing = std::fs::canonicalize(&place).ok();
+        if existing.is_some_and(|existing| around.inputs.contains(&existing)) {
             return fault(
-                format!("`{}`, which is read and would be written over", path.display()),
-                "another file for the aligned image",
+                format!("`{}`, whose aligned image {} is an image of the list", found.name, place.display()),
+                "aligned images in places of their own",
                 "name another folder with --out",
             );
         }
         if !self.overwrite && place.exists() {
-            return Ok(Outcome::Kept);
+            return self.kept(&place, around);
         }
-        let image = self.read(found)?;
+        let (image, path) = self.read(found)?;
         let side = usize::from(self.size);
         let fit = fit_or_explain(&found.points, side, || path.display().to_string())?;
         let aligned = warp(&image, &fit.transform, side);
@@ -254,24 +294,26 @@ impl Align {
         Ok(Outcome::Aligned(oddity(&found.points, &fit, [image.height, image.width])))
     }
 
-    /// The image that a line of the list names.
-    fn original(&self, found: &Listed) -> PathBuf {
-        self.images.join(landmarks::inside(&found.name).unwrap_or_default())
-    }
-
-    fn read(&self, found: &Listed) -> Result<Image> {
-        let path = self.original(found);
-        let encoded = std::fs::read(&path).map_err(|source| Error::io(&path, source))?;
-        decode_whole(&encoded, || path.display().to_string())
-    }
-
-    /// The aligned image of a line as it lies in the folder, where it has the size that was asked for: one that was there
-    /// already may be another than would be made now, and the sheet shows what there is.
-    fn on_disk(&self, found: &Listed) -> Option<Image> {
-        let encoded = std::fs::read(self.place(&found.name)?).ok()?;
-        let image = decode_whole(&encoded, String::new).ok()?;
+    /// What is there already at `place`.
+    fn kept(&self, place: &Path, around: &Surroundings) -> Result<Outcome> {
+        let io = |source| Error::io(place, source);
+        let encoded = std::fs::read(place).map_err(io)?;
+        let changed = std::fs::metadata(place).and_then(|found| found.modified()).ok();
         let side = usize::from(self.size);
-        ([image.height, image.width] == [side, side]).then_some(image)
+        let remark = match image_probe::probe(&encoded).map(|found| found.size) {
+            Some(size) if size == [side, side] => None,
+            Some([height, width]) => Some(format!("is {width} x {height} and not {side} x {side}")),
+            None => Some("is no image".to_owned()),
+        };
+        let remark = remark.map(|what| format!("{}, which was there already, {what}", place.display()));
+        let is_older = around.list_changed.zip(changed).is_some_and(|(list, kept)| list > kept);
+        Ok(Outcome::Kept(remark, self.swap_sides || is_older))
+    }
+
+    fn read(&self, found: &Listed) -> Result<(Image, PathBuf)> {
+        let path = self.images.join(landmarks::inside(&found.name).unwrap_or_default());
+        let encoded = std::fs::read(&path).map_err(|source| Error::io(&path, source))?;
+        Ok((decode_whole(&encoded, || path.display().to_string())?, path))
     }
 
     fn result(&self, listed: &[Listed], rejected: Vec<Rejected>, outcomes: Vec<Result<Outcome>>) -> Aligned {
@@ -283,7 +325,10 @@ impl Align {
             images: listed.len() + rejected.len(),
             aligned: 0,
             kept: 0,
+            kept_of_other_size: 0,
+            kept_from_before: 0,
             failed: 0,
+            odd: 0,
             mirrored: 0,
             failures: Vec::new(),
             warnings: Vec::new(),
@@ -294,9 +339,15 @@ impl Align {
         }
         for (found, outcome) in listed.iter().zip(outcomes) {
             match outcome {
-                Ok(Outcome::Kept) => result.kept += 1,
+                Ok(Outcome::Kept(other_size, from_before)) => {
+                    result.kept += 1;
+                    result.kept_of_other_size += usize::from(other_size.is_some());
+                    result.kept_from_before += usize::from(from_before);
+                    result.warnings.extend(other_size.map(|what| remark(found, what)));
+                }
                 Ok(Outcome::Aligned(oddity)) => {
                     result.aligned += 1;
+                    result.odd += usize::from(oddity.is_some());
                     result.mirrored += usize::from(matches!(oddity, Some(Oddity::Mirrored(_))));
                     result.warnings.extend(oddity.map(|oddity| remark(found, oddity.to_string())));
                 }
@@ -318,6 +369,24 @@ impl Align {
                 note(format_args!("{kind}: and {} more; --json lists them all", remarks.len() - NAMED));
             }
         }
+        if result.kept_of_other_size > 0 {
+            note(format_args!(
+                "warning: {} images that were there already are not of {side} x {side}: --overwrite writes them anew",
+                result.kept_of_other_size,
+                side = self.size
+            ));
+        }
+        if result.kept_from_before > 0 {
+            let why = if self.swap_sides {
+                "may have been aligned without --swap-sides"
+            } else {
+                "are older than the list of landmarks"
+            };
+            note(format_args!(
+                "warning: {} images that were there already {why}: --overwrite writes them anew",
+                result.kept_from_before
+            ));
+        }
         if result.mirrored * 2 > result.aligned {
             note(if self.swap_sides {
                 "warning: most landmarks look like those of mirrored faces: the list is right without --swap-sides"
@@ -328,16 +397,17 @@ impl Align {
         }
     }
 
-    /// Draws the sheet, of images that can be read.
-    fn draw(&self, listed: &[Listed], path: &Path) -> Result<()> {
-        let count = usize::from(self.sheet_faces).min(listed.len());
-        let chosen = (0..count).filter_map(|at| listed.get(at * listed.len() / count.max(1)));
+    /// Draws the sheet: some of `done`, the images that did not fail, beside what is in their places now.
+    fn draw(&self, done: &[&Listed], path: &Path) -> Result<()> {
+        let count = usize::from(self.sheet_faces).min(done.len());
+        let chosen = (0..count).filter_map(|at| done.get(at * done.len() / count.max(1)));
         let side = usize::from(self.size);
         let faces: Vec<sheet::Face> = chosen
             .filter_map(|found| {
-                let image = self.read(found).ok()?;
+                let (image, _) = self.read(found).ok()?;
                 let fit = fit_or_explain(&found.points, side, String::new).ok()?;
-                let aligned = self.on_disk(found).unwrap_or_else(|| warp(&image, &fit.transform, side));
+                let place = self.place(&found.name)?;
+                let aligned = decode_whole(&std::fs::read(place).ok()?, String::new).ok()?;
                 Some(sheet::Face { image, points: found.points, aligned, odd: fit.looks_mirrored() })
             })
             .collect();
@@ -368,16 +438,17 @@ impl Display for Aligned {
                 self.kept
             )?;
         }
+        if self.kept_of_other_size > 0 {
+            writeln!(f, "{} of them are of another size", self.kept_of_other_size)?;
+        }
+        if self.kept_from_before > 0 {
+            writeln!(f, "{} of them may be of other landmarks", self.kept_from_before)?;
+        }
         if self.failed > 0 {
             writeln!(f, "{} failed", self.failed)?;
         }
-        if !self.warnings.is_empty() {
-            writeln!(
-                f,
-                "{} have odd landmarks, {} of them mirrored ones",
-                self.warnings.len(),
-                self.mirrored
-            )?;
+        if self.odd > 0 {
+            writeln!(f, "{} have odd landmarks, {} of them mirrored ones", self.odd, self.mirrored)?;
         }
         if let Some(sheet) = &self.sheet {
             writeln!(f, "{} shows originals and aligned faces", sheet.display())?;

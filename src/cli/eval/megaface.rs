@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fmt::{self, Display};
 use std::path::{Path, PathBuf};
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
 use rand::Rng;
 use rand_pcg::Pcg64Mcg;
@@ -82,7 +83,7 @@ pub struct Megaface {
     #[arg(long, value_enum, default_value_t = Noise::Replace)]
     noise: Noise,
     /// Numbers of distractors, besides all of them
-    #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_values_t = SIZES)]
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_values_t = SIZES, value_parser = at_least_one())]
     distractors: Vec<usize>,
     /// The random order that smaller sets of distractors are taken from
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -102,6 +103,11 @@ struct Evaluated {
     /// Distractors that were on the noise list.
     noisy_distractors: usize,
     noise: &'static str,
+}
+
+/// Reads a number of distractors.
+fn at_least_one() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
 }
 
 /// Noise lists go by the last part of a photo of FaceScrub, and by the last three of a distractor.
@@ -294,13 +300,17 @@ impl Evaluated {
         let mut table =
             Table::new(&[("FAR", Align::Right), ("TAR %", Align::Right), ("threshold", Align::Right)]);
         for at in &self.report.verification {
-            table.row([
-                format!("{:.0e}", at.far),
-                at.tar.map_or("-".into(), percent),
-                at.threshold.map_or("-".into(), |threshold| format!("{threshold:.4}")),
-            ]);
+            let dash = || "-".to_owned();
+            let threshold = at.threshold.map_or_else(dash, |threshold| format!("{threshold:.4}"));
+            table.row([format!("{:.0e}", at.far), at.tar.map_or_else(dash, percent), threshold]);
         }
         table
+    }
+
+    /// Why there are no rates where there are none.
+    fn notes(&self) -> impl Iterator<Item = String> {
+        let rates = self.report.verification.iter();
+        rates.filter_map(|at| Some(format!("FAR {:.0e}: {}", at.far, at.note.as_ref()?)))
     }
 
     /// The page of results; `origin` is where the embeddings are from.
@@ -308,6 +318,7 @@ impl Evaluated {
         let mut facts = vec![("Embeddings".to_owned(), origin), ("Test".to_owned(), self.counts())];
         facts.extend(self.noise().map(|noise| ("On the noise lists".to_owned(), noise)));
         facts.push(("1:1".to_owned(), self.pairs()));
+        facts.extend(self.notes().map(|note| ("Note".to_owned(), note)));
         let table = |title: &str, reading: &str, table: Table| {
             let (columns, rows) = table.into_parts();
             ResultTable { title: title.to_owned(), reading: reading.to_owned(), columns, rows }
@@ -320,7 +331,8 @@ impl Evaluated {
             ),
             table(
                 "Verification",
-                "At most the share FAR of the pairs of a photo and a distractor is accepted.",
+                "At most the share FAR of the pairs of a photo and a distractor is accepted. A dash: there are too few \
+                 of them for this rate.",
                 self.verification(),
             ),
         ];
@@ -351,10 +363,6 @@ impl Display for Evaluated {
         }
         writeln!(f, "\n{}\n1:1, {}", self.identification(), self.pairs())?;
         write!(f, "{}", self.verification())?;
-        if self.report.verification.iter().any(|at| at.tar.is_none()) {
-            let pairs = self.report.impostor_pairs;
-            writeln!(f, "-: {pairs} pairs of a photo and a distractor are too few for this FAR")?;
-        }
-        Ok(())
+        self.notes().try_for_each(|note| writeln!(f, "{note}"))
     }
 }

@@ -37,7 +37,8 @@ const EXPECTED: &str = "a path, ten numbers x1 y1 ... x5 y5, and perhaps a score
 /// the lists of CelebA (`list_landmarks_align_celeba.txt`) and of IJB (`ijbc_name_5pts_score.txt`).
 ///
 /// # Errors
-/// [`Error::Io`] where it cannot be read as text; [`Error::Data`] where it has no line of data. Lines that cannot be used
+/// [`Error::Io`] where it cannot be read as text; [`Error::Data`] where it has no line of data, or names of columns
+/// the second of which is not that of an x. Lines that cannot be used
 /// are given beside those that can.
 pub fn read(path: &Path) -> Result<(Vec<Listed>, Vec<Rejected>)> {
     let text = std::fs::read_to_string(path).map_err(|source| Error::io(path, source))?;
@@ -47,6 +48,7 @@ pub fn read(path: &Path) -> Result<(Vec<Listed>, Vec<Rejected>)> {
     for (line, content) in lines(text) {
         let fields = if by_commas { comma_separated(path, line, content)? } else { spaced(content) };
         if in_front && is_title(&fields) {
+            check_columns(path, line, &fields)?;
             continue;
         }
         in_front = false;
@@ -114,6 +116,31 @@ fn is_title(fields: &[String]) -> bool {
         [count] => number(count),
         _ => fields.len() >= 10 && !fields.iter().skip(1).any(number),
     }
+}
+
+/// Refuses names of columns whose numbers do not begin with an x: those of a box or of a score, say. As CelebA has them
+/// there is no name for the path.
+fn check_columns(path: &Path, line: usize, names: &[String]) -> Result<()> {
+    let first = usize::from(names.len() != 10);
+    let Some(name) = names.get(first).filter(|name| names.len() >= 10 && !is_x(name)) else { return Ok(()) };
+    Err(Error::data(
+        format!("{}, line {line}", path.display()),
+        format!("`{}` as the name of column {}", short(name), first + 1),
+        "the x of the first eye there, such as x1 or lefteye_x",
+        format!("order the columns so that each line has {EXPECTED}"),
+    ))
+}
+
+/// Whether a column's name is that of an x: x, x1, lefteye_x, leftEyeX, `point 1 x`, x_0.
+fn is_x(name: &str) -> bool {
+    let name = name.to_lowercase();
+    let mut words = name.split(|letter: char| !letter.is_alphanumeric());
+    let other = ["box", "idx", "index", "max"];
+    let word_is_x = |word: &str| {
+        let word = word.trim_matches(|letter: char| letter.is_ascii_digit());
+        word.ends_with('x') && !other.iter().any(|other| word.ends_with(other))
+    };
+    !name.contains("box") && words.any(word_is_x)
 }
 
 fn parse(path: &Path, line: usize, fields: &[String]) -> Result<Listed> {

@@ -106,9 +106,13 @@ fn exchanged_sides_are_told_from_turned_heads() {
 #[test]
 fn points_without_a_transform_are_refused() {
     let place = || "x.jpg".to_owned();
-    for points in [[[5.0, 5.0]; 5], [[1e300, -1e300]; 5], [[f64::NAN, 0.0]; 5]] {
+    for (points, words) in [
+        ([[5.0, 5.0]; 5], "coincide or have no direction, near (5, 5)"),
+        ([[1e300, -1e300]; 5], "landmark 1 at (1e300, -1e300), which is in no image"),
+        ([[f64::NAN, 0.0]; 5], "not finite"),
+    ] {
         let error = fit_or_explain(&points, 112, place).unwrap_err().to_string();
-        assert!(error.contains("x.jpg"), "{error}");
+        assert!(error.contains("x.jpg") && error.contains(words), "{error}");
     }
     let mut infinite = TARGET;
     infinite[2][1] = f64::INFINITY;
@@ -217,6 +221,26 @@ fn lines_that_cannot_be_used_are_named_beside_the_others() {
     std::fs::write(&path, [0xff, 0xfe, 0]).unwrap();
     assert!(matches!(read(&path), Err(Error::Io { .. })));
     assert!(read(&folder.path().join("none")).is_err());
+}
+
+#[test]
+fn names_of_columns_are_those_of_landmarks() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("list.csv");
+    let numbers = NUMBERS.replace(' ', ",");
+    let read_with = |first: &str| {
+        let rest = "y1,x2,y2,x3,y3,x4,y4,x5,y5";
+        std::fs::write(&path, format!("path,{first},{rest}\na.jpg,{numbers}\n")).unwrap();
+        read(&path)
+    };
+    for good in ["x", "x1", "X_1", "lefteye_x", "left_eye_x", "leftEyeX", "landmark 0 x", "x_left_eye", "p1x"]
+    {
+        assert_eq!(read_with(good).unwrap().0.len(), 1, "{good}");
+    }
+    for bad in ["y1", "score", "bbox_x", "left", "index", "lefteye_y"] {
+        let error = read_with(bad).unwrap_err().to_string();
+        assert!(error.contains(&format!("line 1: found `{bad}` as the name of column 2")), "{error}");
+    }
 }
 
 #[test]

@@ -11,6 +11,8 @@
 //!
 //! A mate with the same score as somebody else stands behind: equal scores never count for the network.
 
+use std::collections::HashSet;
+
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -24,6 +26,9 @@ pub const FPIRS: [f64; 2] = [0.01, 0.1];
 
 /// Points of the curve of TPIR over FPIR: from 1e-4 to 1, this many a decade.
 const CURVE: usize = 25;
+
+/// What to do about lists that are not as they should be.
+const UNALTERED: &str = "use the unaltered lists of galleries and probes";
 
 /// Probes that one thread compares in one go.
 const CHUNK: usize = 64;
@@ -105,9 +110,13 @@ struct Search {
 /// Runs the protocol.
 ///
 /// # Errors
-/// Lists that are empty or name a template that has no image, and a person with two templates in the galleries.
+/// Lists that are empty or name a template that has no image, a person with two templates in the galleries, and a probe
+/// without a mate in any of them: InsightFace's programs know no such probe, and none of the data sets has one.
 pub fn identify(templates: &Templates, lists: &Identification) -> Result<IdentificationReport> {
     let probes = Entries::new(templates, &lists.probes)?;
+    if probes.subjects.is_empty() {
+        return Err(empty_list("the list of probes"));
+    }
     let mut together = Entries { subjects: Vec::new(), features: Vec::new() };
     let mut galleries = Vec::with_capacity(lists.galleries.len());
     for roster in &lists.galleries {
@@ -116,23 +125,48 @@ pub fn identify(templates: &Templates, lists: &Identification) -> Result<Identif
         together.features.extend(&gallery.features);
         galleries.push(alone(&roster.name, &probes, &gallery)?);
     }
+    if let Some((template, subject)) = without_mate(lists) {
+        return Err(no_mate("the list of probes", template, subject));
+    }
     let together = as_one(&probes, &together)?;
     let mean = mean(&galleries);
     Ok(IdentificationReport { probes: probes.subjects.len(), together, galleries, mean })
 }
 
+/// The first probe without a mate in any gallery: its template and person.
+pub(super) fn without_mate(lists: &Identification) -> Option<(u32, u32)> {
+    let people: HashSet<u32> =
+        lists.galleries.iter().flat_map(|gallery| gallery.subjects.iter().copied()).collect();
+    lists.probes.unique().into_iter().find(|(_, subject)| !people.contains(subject))
+}
+
+/// The error for a probe without a mate.
+pub(super) fn no_mate(place: impl Into<String>, template: u32, subject: u32) -> Error {
+    Error::data(
+        place,
+        format!("probe template {template} of person {subject}, who is in no gallery"),
+        "probes of people of the galleries",
+        UNALTERED,
+    )
+}
+
+/// The error for a gallery or a list of probes with nothing in it.
+pub(super) fn empty_list(place: impl Into<String>) -> Error {
+    Error::data(place, "an empty list", "templates and the persons that they show", UNALTERED)
+}
+
+/// The error for a gallery with none of the probes' people.
+pub(super) fn no_person(place: impl Into<String>) -> Error {
+    Error::data(place, "no person of the probes", "some of them", UNALTERED)
+}
+
 /// Compares all probes with a gallery.
 fn search(name: &str, probes: &Entries<'_>, gallery: &Entries<'_>) -> Result<Vec<Search>> {
     let fault = |found: String| {
-        Err(Error::data(
-            format!("gallery {name}"),
-            found,
-            "some probes, and one template a person",
-            "use the unaltered lists of galleries and probes",
-        ))
+        Err(Error::data(format!("gallery {name}"), found, "one template a person", UNALTERED))
     };
-    if probes.subjects.is_empty() || gallery.subjects.is_empty() {
-        return fault("an empty list".into());
+    if gallery.subjects.is_empty() {
+        return Err(empty_list(format!("gallery {name}")));
     }
     let mut people = gallery.subjects.clone();
     people.sort_unstable();
@@ -170,12 +204,7 @@ fn top(searches: &[Search], mated: usize) -> [f64; 3] {
 fn report(name: &str, gallery: &Entries<'_>, searches: &[Search]) -> Result<GalleryReport> {
     let mated = searches.iter().filter(|search| search.mate.is_some()).count();
     if mated == 0 {
-        return Err(Error::data(
-            format!("gallery {name}"),
-            "no person of the probes",
-            "some of them",
-            "use the unaltered lists of galleries and probes",
-        ));
+        return Err(no_person(format!("gallery {name}")));
     }
     let [top_1, top_5, top_10] = top(searches, mated);
     Ok(GalleryReport {

@@ -1,12 +1,13 @@
 //! The lists of IJB-B and IJB-C, as InsightFace hands them out.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use crate::data::align::Points;
+use super::identify;
 use crate::data::align::landmarks;
+use crate::data::align::{Points, TARGET_SIDE, fit_or_explain};
 use crate::{Error, Result};
 
 /// Which of the two sets.
@@ -134,7 +135,8 @@ impl Meta {
     ///
     /// # Errors
     /// A list of the 1:1 protocol that is not there; lines that are not as they should be; faces and templates of different
-    /// numbers; templates without faces; images that are not there.
+    /// numbers; landmarks that no face can be aligned by; pairs of one kind only; empty galleries or probes, and those
+    /// without mates; templates without faces; images that are not there.
     pub fn read(root: &Path, target: Target) -> Result<Self> {
         let folders = [root.to_path_buf(), root.join(target.name()), root.join(target.name().to_lowercase())];
         let folder = folders.into_iter().find(|folder| folder.join("meta").is_dir()).ok_or_else(|| {
@@ -166,22 +168,27 @@ fn read_faces(faces_list: &Path, media_list: &Path, remarks: &mut Vec<String>) -
         return Err(first.error);
     }
     let mut faces = Faces::default();
+    let mut lines = Vec::with_capacity(listed.len());
     for found in listed {
-        let Some(score) = found.score else {
+        let Some(score) = found.score.filter(|score| score.is_finite()) else {
             return Err(Error::data(
                 format!("{}, line {}", faces_list.display(), found.line),
-                "ten numbers",
+                match found.score {
+                    Some(score) => format!("the score {score}"),
+                    None => "ten numbers".to_owned(),
+                },
                 "a name, ten numbers and the detector's score",
                 "use the unaltered list",
             ));
         };
+        lines.push(found.line);
         faces.names.push(found.name);
         faces.points.push(found.points);
         faces.detector.push(score);
     }
     let text = read_bytes(media_list)?;
     let mut other_names = None;
-    for (line, fields) in lines::<3>(media_list, &text, Form::Named) {
+    for (line, fields) in self::lines::<3>(media_list, &text, Form::Named) {
         let (name, [_, template, medium]) = fields?;
         let at = faces.templates.len();
         if faces.names.get(at).is_some_and(|other| other.as_bytes() != name) {
@@ -198,6 +205,7 @@ fn read_faces(faces_list: &Path, media_list: &Path, remarks: &mut Vec<String>) -
             "use both lists of one release",
         ));
     }
+    check_landmarks(faces_list, &lines, &faces)?;
     if let Some((line, name)) = other_names {
         remarks.push(format!(
             "{}, line {line}: the image is called {name}, and otherwise in {}; the faces of both lists are matched by their \
@@ -207,6 +215,15 @@ fn read_faces(faces_list: &Path, media_list: &Path, remarks: &mut Vec<String>) -
         ));
     }
     Ok(faces)
+}
+
+/// Refuses landmarks that no face can be aligned by, before any image is embedded. `lines` are those of the faces.
+fn check_landmarks(list: &Path, lines: &[usize], faces: &Faces) -> Result<()> {
+    faces.points.par_iter().zip(&faces.names).zip(lines).try_for_each(|((points, name), line)| {
+        // Whether there is a transform does not depend on the side.
+        let place = || format!("{}, line {line} ({name})", list.display());
+        fit_or_explain(points, TARGET_SIDE, place).map(drop)
+    })
 }
 
 /// Refuses faces whose images are not there.
@@ -248,6 +265,15 @@ fn read_pairs(path: &Path, known: &[u32]) -> Result<Pairs> {
         pairs.second.push(second);
         pairs.same.push(label == 1);
     }
+    let matching = pairs.same.iter().filter(|same| **same).count();
+    if matching == 0 || matching == pairs.same.len() {
+        return Err(Error::data(
+            path.display().to_string(),
+            format!("{matching} matching pairs of {}", pairs.same.len()),
+            "matching and other pairs",
+            "use the unaltered list of pairs",
+        ));
+    }
     Ok(pairs)
 }
 
@@ -285,6 +311,15 @@ fn read_identification(
         }
         lists.galleries.push(roster);
     }
+    let searched: HashSet<u32> = lists.probes.subjects.iter().copied().collect();
+    for ((_, path), gallery) in galleries.iter().zip(&lists.galleries) {
+        if !gallery.subjects.iter().any(|subject| searched.contains(subject)) {
+            return Err(identify::no_person(path.display().to_string()));
+        }
+    }
+    if let Some((template, subject)) = identify::without_mate(&lists) {
+        return Err(identify::no_mate(probes.display().to_string(), template, subject));
+    }
     Ok(Some(lists))
 }
 
@@ -309,6 +344,9 @@ fn read_roster(name: &str, path: &Path, known: &[u32]) -> Result<Roster> {
         }
         roster.templates.push(template);
         roster.subjects.push(subject);
+    }
+    if roster.templates.is_empty() {
+        return Err(identify::empty_list(path.display().to_string()));
     }
     Ok(roster)
 }

@@ -171,7 +171,9 @@ fn sets_that_cannot_be_evaluated_are_refused() {
     fails(&|set| set.lists.probes.templates[0] = 3, "template 3");
     fails(&|set| set.lists.galleries[1].subjects.fill(2), "person 2 twice");
     fails(&|set| set.lists.probes.subjects.fill(999), "no person of the probes");
-    fails(&|set| set.lists.galleries[0].templates.clear(), "empty list");
+    fails(&|set| set.lists.galleries[0].templates.clear(), "gallery G1: found an empty list");
+    fails(&|set| set.lists.probes.templates.clear(), "the list of probes: found an empty list");
+    fails(&|set| set.lists.probes.subjects[0] = 999, "of person 999, who is in no gallery");
 }
 
 /// A folder with the lists of a tiny IJB-C.
@@ -213,6 +215,10 @@ fn lists_are_read_and_checked() {
     assert!(Meta::read(Path::new("/nonexistent"), Target::Ijbc).is_err());
 
     let meta_folder = "IJBC/meta/ijbc_";
+    let good = "38 51 73 51 56 71 41 92 70 92";
+    let coinciding = format!("1.jpg {good} 1\n2.jpg 5 5 5 5 5 5 5 5 5 5 1\n3.jpg {good} 1\n");
+    let far = format!("1.jpg {good} 1\n2.jpg {good} 1\n3.jpg {} 1\n", good.replacen("51 56", "1e300 56", 1));
+    let endless = format!("1.jpg {good} 1e300\n2.jpg {good} 1\n3.jpg {good} 1\n");
     for (file, text, words) in [
         ("face_tid_mid.txt", "1.jpg 1 10\n2.jpg 1 11\n", &["face_tid_mid.txt", "2 faces", "3"][..]),
         ("face_tid_mid.txt", "1.jpg 1 10\n2.jpg x 11\n", &["line 2", "2.jpg x 11"]),
@@ -223,6 +229,16 @@ fn lists_are_read_and_checked() {
         ("name_5pts_score.txt", "1.jpg 1 2 3 4 5 6 7 8 9 10\n", &["line 1", "detector's score"]),
         ("name_5pts_score.txt", "1.jpg 1 2 3\n", &["line 1", "3 numbers"]),
         ("name_5pts_score.txt", "9.jpg 1 2 3 4 5 6 7 8 9 10 1\n", &["expected 1, as"]),
+        ("name_5pts_score.txt", &coinciding, &["line 2 (2.jpg)", "coincide"]),
+        ("name_5pts_score.txt", &far, &["line 3 (3.jpg)", "landmark 2 at (73, 1e300)"]),
+        ("name_5pts_score.txt", &endless, &["line 1", "score inf"]),
+        ("template_pair_label.txt", "", &["template_pair_label.txt", "0 matching pairs of 0"]),
+        ("template_pair_label.txt", "1 4 1\n", &["template_pair_label.txt", "1 matching pairs of 1"]),
+        ("template_pair_label.txt", "1 4 0\n", &["template_pair_label.txt", "0 matching pairs of 1"]),
+        ("1N_gallery_G1.csv", "T,S\n", &["1N_gallery_G1.csv", "an empty list"]),
+        ("1N_gallery_G2.csv", "T,S\n4,9\n", &["1N_gallery_G2.csv", "no person of the probes"]),
+        ("1N_probe_mixed.csv", "T,S\n", &["1N_probe_mixed.csv", "an empty list"]),
+        ("1N_probe_mixed.csv", "T,S\n4,7\n4,7\n1,8\n9,9\n", &["line 5", "template 9"]),
         ("1N_gallery_G2.csv", "T,S\n5,8\n", &["G2.csv, line 2", "template 5"]),
         ("1N_gallery_G2.csv", "T,S\n4,7\n", &["person 7", "gallery G1"]),
         ("1N_gallery_G2.csv", "T,S\n4,seven\n", &["line 2", "4,seven"]),

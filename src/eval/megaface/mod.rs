@@ -58,15 +58,16 @@ pub struct Identified {
 }
 
 /// Verification among all distractors.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Verified {
     /// The false-accept rate: at most this share of the pairs of a photo and a distractor is accepted.
     pub far: f64,
-    /// The share of pairs of one person that is accepted; `None` where there are fewer pairs of a photo and a distractor than
-    /// 1 / FAR.
+    /// The share of pairs of one person that is accepted; `None` where there are too few pairs for this rate.
     pub tar: Option<f64>,
     /// Scores above it are accepted.
     pub threshold: Option<f64>,
+    /// Why there is no rate.
+    pub note: Option<String>,
 }
 
 /// What the protocol measures; rates are fractions.
@@ -164,7 +165,7 @@ pub fn evaluate(
 
     let impostor_pairs = count as u64 * total as u64;
     // One more than may be accepted: that score is the threshold.
-    let allowed = FARS.map(|far| (far * impostor_pairs as f64).floor() as usize);
+    let allowed = FARS.map(|far| (impostor_pairs / least_impostors(far)) as usize);
     let mut highest = Highest::new(allowed.iter().max().map_or(1, |most| most + 1));
     product.for_each_block(&probes.embeddings, &distractors.embeddings, &mut |block| {
         let reachable = distractors.unreachable.get(block.column..block.column + block.columns);
@@ -187,8 +188,11 @@ pub fn evaluate(
     let negatives = highest.sorted();
     let verification = FARS.iter().zip(allowed).map(|(&far, allowed)| {
         if allowed == 0 {
-            // Of fewer pairs than 1 / FAR none may be accepted, and the rate cannot be told from smaller ones.
-            return Verified { far, tar: None, threshold: None };
+            let needed = least_impostors(far);
+            let note = format!(
+                "{impostor_pairs} pairs of a photo and a distractor; this rate takes at least {needed}"
+            );
+            return Verified { far, tar: None, threshold: None, note: Some(note) };
         }
         let threshold = negatives.get(allowed).copied().unwrap_or(f32::NEG_INFINITY);
         let accepted = genuine.iter().filter(|&&score| score > threshold).count();
@@ -196,6 +200,7 @@ pub fn evaluate(
             far,
             tar: Some(accepted as f64 / genuine.len() as f64),
             threshold: Some(f64::from(threshold.max(-2.0))),
+            note: None,
         }
     });
     let mut people = probes.people.clone();
@@ -211,6 +216,11 @@ pub fn evaluate(
         impostor_pairs,
         verification: verification.collect(),
     })
+}
+
+/// The number of impostor pairs of which the rate `far` accepts one; with fewer of them there is no such rate.
+fn least_impostors(far: f64) -> u64 {
+    ((1.0 / far).round() as u64).max(1)
 }
 
 fn check(dimension: usize, probes: &Probes, distractors: &Distractors) -> Result<()> {

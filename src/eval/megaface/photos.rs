@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rayon::prelude::*;
 
@@ -42,7 +42,7 @@ impl Photos {
     /// of that list, in its order: a path in the folder a line, or the devkit's JSON with the key `path`.
     ///
     /// # Errors
-    /// What is not there, named; no photo at all; embeddings without `paths`, or with a list.
+    /// What is not there, named; a photo that is listed twice; no photo at all; embeddings without `paths`, or with a list.
     pub fn open(set: &str, path: &Path, list: Option<&Path>) -> Result<Self> {
         let photos = match (has_extension(path, "safetensors"), list) {
             (true, Some(list)) => {
@@ -121,11 +121,18 @@ impl Photos {
         let entries = || (1..).zip(&names).filter(|(_, name)| !name.is_empty());
         let mut files = Vec::with_capacity(names.len());
         let place = |at: usize| format!("{}, {} {at}", list.display(), if is_json { "path" } else { "line" });
+        let mut first_of: HashMap<PathBuf, usize> = HashMap::with_capacity(names.len());
         for (at, name) in entries() {
-            match inside(name) {
-                Some(inside) => files.push(folder.join(inside)),
-                None => return wrong(place(at), format!("`{name}`")),
+            let Some(inside) = inside(name) else { return wrong(place(at), format!("`{name}`")) };
+            // Without `.` in it, so that each photo has one name.
+            let path = inside.components().filter(|part| *part != Component::CurDir).collect();
+            if let Some(first) = first_of.insert(path, at) {
+                return wrong(
+                    place(at),
+                    format!("`{name}`, which is there already: the photo of {}", place(first)),
+                );
             }
+            files.push(folder.join(inside));
         }
         let missing = files.par_iter().filter(|file| !file.is_file()).count();
         if let Some(first) = files.par_iter().position_first(|file| !file.is_file()) {

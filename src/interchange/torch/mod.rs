@@ -368,7 +368,7 @@ fn parse<'a>(program: &'a [u8], place: &str) -> Result<Pickle<'a>> {
                 "nothing in the file was run; if you trust where it comes from, save its tensors alone in Python: \
                  torch.save(model.state_dict(), new)"
             }
-            None => "copy or download the file again",
+            None => "copy the file again; if it is whole, save a plain state_dict with torch.save(model.state_dict(), F)",
         };
         Error::data(format!("{place}, byte {}", fault.offset), fault.found, fault.expected, hint)
     })?;

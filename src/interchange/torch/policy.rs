@@ -252,6 +252,7 @@ fn may_be_called(module: &str, name: &str) -> bool {
                 | "tuple"
                 | "slice"
                 | "range"
+                | "xrange"
                 | "complex"
                 | "bytearray"
                 | "bytes"

@@ -8,8 +8,14 @@ use crate::data::align::{Points, target};
 
 /// Side of a cell in pixels.
 const CELL: u32 = 224;
-/// Pixels between cells.
+/// Pixels between an original and its aligned face.
 const GAP: u32 = 4;
+/// Pixels between faces, and around all of them: so many more that the two pictures of a face are seen as a pair.
+const BETWEEN: u32 = 28;
+/// Width of the frame of an odd face.
+const FRAME: u32 = 4;
+/// Width of the two pictures of a face.
+const PAIR: u32 = 2 * CELL + GAP;
 /// Faces in a row, each with two cells.
 const COLUMNS: u32 = 4;
 /// The colours of the landmarks in their order, so that exchanged ones are seen.
@@ -35,24 +41,24 @@ pub struct Face {
 pub fn draw(faces: &[Face]) -> Image {
     let columns = COLUMNS.min(faces.len().max(1) as u32);
     let rows = (faces.len() as u32).div_ceil(COLUMNS).max(1);
-    let (width, height) = (columns * 2 * (CELL + GAP) + GAP, rows * (CELL + GAP) + GAP);
+    let (width, height) = (columns * (PAIR + BETWEEN) + BETWEEN, rows * (CELL + BETWEEN) + BETWEEN);
     let mut sheet = RgbImage::from_pixel(width, height, BACKGROUND);
     for (at, face) in (0..).zip(faces) {
-        let (row, column) = (at / COLUMNS, at % COLUMNS * 2);
+        let (row, column) = (at / COLUMNS, at % COLUMNS);
+        let (left, top) = (BETWEEN + column * (PAIR + BETWEEN), BETWEEN + row * (CELL + BETWEEN));
         if face.odd {
-            let (x, y) = (column * (CELL + GAP), row * (CELL + GAP));
-            fill(&mut sheet, [x, y], [2 * CELL + 3 * GAP, CELL + 2 * GAP], ODD);
+            fill(&mut sheet, [left - FRAME, top - FRAME], [PAIR + 2 * FRAME, CELL + 2 * FRAME], ODD);
         }
         let goal = target(face.aligned.height);
-        place(&mut sheet, &face.image, &face.points, row, column);
-        place(&mut sheet, &face.aligned, &goal, row, column + 1);
+        place(&mut sheet, &face.image, &face.points, [left, top]);
+        place(&mut sheet, &face.aligned, &goal, [left + CELL + GAP, top]);
     }
     let (width, height) = (width as usize, height as usize);
     Image { rgb: sheet.into_raw(), height, width }
 }
 
-/// Puts `image`, scaled to the cell, with `points` on it.
-fn place(sheet: &mut RgbImage, image: &Image, points: &Points, row: u32, column: u32) {
+/// Puts `image`, scaled to the cell at `[left, top]`, with `points` on it.
+fn place(sheet: &mut RgbImage, image: &Image, points: &Points, [left, top]: [u32; 2]) {
     let scale = f64::from(CELL) / image.height.max(image.width).max(1) as f64;
     let scaled = |side: usize| ((side as f64 * scale).round() as u32).clamp(1, CELL);
     let (width, height) = (scaled(image.width), scaled(image.height));
@@ -62,10 +68,9 @@ fn place(sheet: &mut RgbImage, image: &Image, points: &Points, row: u32, column:
         let [x, y] = point.map(|coordinate| (coordinate + 0.5) * scale - 0.5);
         dot(&mut picture, x, y, colour);
     }
-    let at = |count: u32, side: u32| i64::from(GAP + count * (CELL + GAP) + (CELL - side) / 2);
-    let (left, top) = (at(column, width), at(row, height));
-    fill(sheet, [GAP + column * (CELL + GAP), GAP + row * (CELL + GAP)], [CELL, CELL], BACKGROUND);
-    imageops::replace(sheet, &picture, left, top);
+    fill(sheet, [left, top], [CELL, CELL], BACKGROUND);
+    let middle = |start: u32, side: u32| i64::from(start + (CELL - side) / 2);
+    imageops::replace(sheet, &picture, middle(left, width), middle(top, height));
 }
 
 fn fill(sheet: &mut RgbImage, [left, top]: [u32; 2], [width, height]: [u32; 2], colour: Rgb<u8>) {
