@@ -5,10 +5,13 @@ struct Params {
     per_workgroup: u32,
 }
 
+// How the tensors store their elements.
+alias Elem = f32;
+
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> a: array<f32>;
-@group(0) @binding(2) var<storage, read> b: array<f32>;
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+@group(0) @binding(1) var<storage, read> a: array<Elem>;
+@group(0) @binding(2) var<storage, read> b: array<Elem>;
+@group(0) @binding(3) var<storage, read_write> y: array<Elem>;
 
 override WORKGROUP: u32 = 256u;
 
@@ -21,6 +24,6 @@ fn main(
     let first = (group.x + group.y * groups.x) * params.per_workgroup;
     let last = min(first + params.per_workgroup, params.len);
     for (var i = first + local.x; i < last; i += WORKGROUP) {
-        y[i] = a[i] + b[i];
+        y[i] = Elem(f32(a[i]) + f32(b[i]));
     }
 }

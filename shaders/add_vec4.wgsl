@@ -6,10 +6,13 @@ struct Params {
     per_workgroup: u32,
 }
 
+// How the tensors store their elements.
+alias Elem = f32;
+
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> b: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> a: array<vec4<Elem>>;
+@group(0) @binding(2) var<storage, read> b: array<vec4<Elem>>;
+@group(0) @binding(3) var<storage, read_write> y: array<vec4<Elem>>;
 
 override WORKGROUP: u32 = 256u;
 
@@ -22,6 +25,6 @@ fn main(
     let first = (group.x + group.y * groups.x) * params.per_workgroup;
     let last = min(first + params.per_workgroup, params.len);
     for (var i = first + local.x; i < last; i += WORKGROUP) {
-        y[i] = a[i] + b[i];
+        y[i] = vec4<Elem>(vec4<f32>(a[i]) + vec4<f32>(b[i]));
     }
 }

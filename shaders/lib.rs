@@ -1,6 +1,35 @@
 //! Every WGSL kernel of epl, one file each, and the table from a kernel's name to its source.
 //!
-//! A file is valid WGSL as it stands; tile sizes are `override` constants set by the Rust side.
+//! A file is valid WGSL as it stands; tile sizes are `override` constants set by the Rust side. Where elements may be stored
+//! in 16 bits, the file declares them as `Elem`, on a line of its own, [`ELEMENT`]: its 16-bit form is the same text with that
+//! line for the other type, and all arithmetic is in 32 bits in both.
+
+use std::borrow::Cow;
+
+/// The line that declares the type in which a shader stores elements, where there is a choice.
+pub const ELEMENT: &str = "alias Elem = f32;";
+
+/// Whether a shader can store its elements in 16 bits.
+pub fn has_half(source: &str) -> bool {
+    source.contains(ELEMENT)
+}
+
+/// The form of a shader that stores its elements in 16 bits.
+pub fn in_half(source: &str) -> String {
+    format!("enable f16;\n{}", source.replace(ELEMENT, "alias Elem = f16;"))
+}
+
+/// Every module as it is handed to a driver, sorted by name: each shader, and its 16-bit form as `NAME.f16` where it has one.
+pub fn modules() -> Vec<(String, Cow<'static, str>)> {
+    let mut all = Vec::new();
+    for &(name, source) in SHADERS {
+        all.push((name.to_string(), Cow::Borrowed(source)));
+        if has_half(source) {
+            all.push((format!("{name}.f16"), Cow::Owned(in_half(source))));
+        }
+    }
+    all
+}
 
 /// One row of the table: the shader's name and its source.
 macro_rules! shaders {
@@ -28,6 +57,10 @@ shaders! {
     "batch_norm_stats_vec4",
     "batch_norm_vec4",
     "broadcast_scalar",
+    "cast_to_half",
+    "cast_to_half_vec4",
+    "cast_to_single",
+    "cast_to_single_vec4",
     "check_finite",
     "check_finite_finish",
     "clamp_min",
@@ -106,5 +139,23 @@ mod tests {
             assert_eq!(source(name), Some(*text), "{name}");
         }
         assert_eq!(source("no such shader"), None);
+    }
+
+    #[test]
+    fn what_is_stored_in_16_bits_is_declared_on_a_line_of_its_own_and_used() {
+        let mut halves = 0;
+        for (name, text) in SHADERS {
+            let lines = text.lines().filter(|line| *line == ELEMENT).count();
+            assert_eq!(text.matches(ELEMENT).count(), lines, "{name}");
+            assert!(lines <= 1, "{name}");
+            assert_eq!(
+                text.contains("Elem>"),
+                lines == 1,
+                "{name} has Elem without its line, or the reverse"
+            );
+            halves += lines;
+        }
+        assert_eq!(modules().len(), SHADERS.len() + halves);
+        assert!(modules().is_sorted_by(|a, b| a.0 < b.0));
     }
 }

@@ -31,8 +31,12 @@ const METAL_LANGUAGE: (u8, u8) = (2, 3);
 /// that WebGPU grants, so that the step can be planned for every adapter.
 const BATCH: usize = 32;
 
-/// What a Vulkan device has of SPIR-V without optional features, and with subgroups.
-const SPIRV_CAPABILITIES: [spv::Capability; 8] = [
+/// What a Vulkan device has of SPIR-V without optional features, and with subgroups and 16-bit floats; modules without
+/// `enable f16` declare none of the latter's, since naga's validator refuses the type there.
+const SPIRV_CAPABILITIES: [spv::Capability; 11] = [
+    spv::Capability::Float16,
+    spv::Capability::StorageBuffer16BitAccess,
+    spv::Capability::UniformAndStorageBuffer16BitAccess,
     spv::Capability::Shader,
     spv::Capability::Matrix,
     spv::Capability::GroupNonUniform,
@@ -47,6 +51,7 @@ const SPIRV_CAPABILITIES: [spv::Capability; 8] = [
 fn adapters() -> [(&'static str, Caps); 4] {
     let discrete = Caps {
         subgroups: Some(SubgroupSizes { min: 32, max: 32 }),
+        f16: true,
         max_binding_bytes: (1 << 31) - 4,
         max_buffer_bytes: 1 << 34,
         max_invocations: 1024,
@@ -94,6 +99,13 @@ fn kernels() -> Vec<&'static Kernel> {
     all.filter(|kernel| seen.insert((kernel.shader, kernel.entry))).collect()
 }
 
+/// Every kernel, once in each form that it has: with elements in 32 bits, and in 16.
+fn forms() -> impl Iterator<Item = (&'static Kernel, bool)> {
+    let halves =
+        |kernel: &'static Kernel| [false, true].into_iter().filter(|&half| !half || kernel.has_half());
+    kernels().into_iter().flat_map(move |kernel| halves(kernel).map(move |half| (kernel, half)))
+}
+
 /// A valid module.
 struct Module {
     module: naga::Module,
@@ -103,16 +115,24 @@ struct Module {
 /// Parses and validates WGSL with what WebGPU has without optional features, and subgroups where they are declared.
 fn parse(source: &str, subgroups: bool) -> Result<Module, String> {
     let module = naga::front::wgsl::parse_str(source).map_err(|error| error.emit_to_string(source))?;
-    let optional = if subgroups { Capabilities::SUBGROUP } else { Capabilities::empty() };
-    let info = Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32 | optional)
+    let subgroups = if subgroups { Capabilities::SUBGROUP } else { Capabilities::empty() };
+    let half = if is_half(source) { Capabilities::SHADER_FLOAT16 } else { Capabilities::empty() };
+    let allowed = Capabilities::SHADER_FLOAT16_IN_FLOAT32 | subgroups | half;
+    let info = Validator::new(ValidationFlags::all(), allowed)
         .validate(&module)
         .map_err(|error| error.emit_to_string(source))?;
     Ok(Module { module, info })
 }
 
-fn parse_kernel(kernel: &Kernel) -> Result<Module, String> {
-    let source = kernel.source().ok_or("the shader is not in the table")?;
-    parse(source, kernel.subgroups)
+/// Whether a module asks for 16-bit floats.
+fn is_half(source: &str) -> bool {
+    source.starts_with("enable f16;")
+}
+
+/// A kernel in the form that stores elements in 16 bits, or in 32.
+fn parse_kernel(kernel: &Kernel, half: bool) -> Result<Module, String> {
+    let source = kernel.source_for(half).ok_or("the shader is not in the table")?;
+    parse(&source, kernel.subgroups)
 }
 
 /// The module with its override constants replaced, and nothing but what `entry` uses.
@@ -170,6 +190,8 @@ fn spir_v(module: &Module, entry: &str, checks: bool) -> Result<(), String> {
         },
         force_loop_bounding: checks,
         emit_int_div_checks: checks,
+        // No kernel has inputs or outputs between stages, and an adapter may lack them in 16 bits.
+        use_storage_input_output_16: false,
         ..spv::Options::default()
     };
     let pipeline = spv::PipelineOptions { shader_stage: ShaderStage::Compute, entry_point: entry.into() };
@@ -200,9 +222,16 @@ fn declared_capabilities(words: &[u32]) -> Vec<u32> {
     found
 }
 
+/// Whether a module has 16-bit floats.
+fn half_floats(module: &Module) -> bool {
+    let scalar = |inner: &naga::TypeInner| inner.scalar();
+    module.module.types.iter().any(|(_, item)| scalar(&item.inner) == Some(naga::Scalar::F16))
+}
+
 fn hlsl(module: &Module, entry: &str, checks: bool) -> Result<(), String> {
     let options = hlsl::Options {
-        shader_model: hlsl::ShaderModel::V6_0,
+        // The first with 16-bit floats; the least that any adapter with DX12 and this backend has of the others is 6.0.
+        shader_model: if half_floats(module) { hlsl::ShaderModel::V6_2 } else { hlsl::ShaderModel::V6_0 },
         fake_missing_bindings: false,
         binding_map: bindings(module)
             .map(|at| {
@@ -319,6 +348,7 @@ fn dispatch_faults(dispatch: &Dispatch, caps: &Caps) -> Vec<String> {
 struct Variant {
     shader: &'static str,
     entry: &'static str,
+    half: bool,
     /// Names, and the bits of values.
     constants: Vec<(&'static str, u64)>,
 }
@@ -342,7 +372,7 @@ fn collect(
                 .map(|fault| format!("{} ({place}): {fault}", kernel.shader)),
         );
         let constants = dispatch.constants.iter().map(|&(name, value)| (name, value.to_bits())).collect();
-        let variant = Variant { shader: kernel.shader, entry: kernel.entry, constants };
+        let variant = Variant { shader: kernel.shader, entry: kernel.entry, half: dispatch.half, constants };
         variants.entry(variant).or_insert_with(|| (kernel, place.to_string()));
     }
 }
@@ -355,7 +385,7 @@ fn case_variants(
     variants: &mut Variants,
     faults: &mut Vec<String>,
 ) {
-    for (op, case) in cases {
+    for (op, case) in cases.iter().filter(|(_, case)| case.runs_on(caps)) {
         let place = format!("{name}, {op}: {}", case.label);
         let inputs: Vec<TensorDesc> = case.inputs.iter().map(|input| input.desc().clone()).collect();
         let outputs = case.op.infer(&inputs).unwrap_or_else(|error| panic!("{place}: {error}"));
@@ -412,8 +442,8 @@ fn report(faults: &[String]) {
 #[test]
 fn every_module_passes_the_validator_and_every_writer_with_its_defaults() {
     let mut faults = Vec::new();
-    for kernel in kernels() {
-        let checked = parse_kernel(kernel).and_then(|parsed| {
+    for (kernel, half) in forms() {
+        let checked = parse_kernel(kernel, half).and_then(|parsed| {
             let storage = |space| matches!(space, AddressSpace::Storage { .. });
             let buffers = parsed.module.global_variables.iter().filter(|(_, v)| storage(v.space)).count();
             if buffers > STORAGE_BUFFERS {
@@ -433,9 +463,10 @@ fn every_variant_that_an_adapter_gets_is_translated_and_within_its_limits() {
     let mut faults = Vec::new();
     let mut translated = BTreeSet::new();
     let mut modules = BTreeMap::new();
-    for kernel in kernels() {
+    for (kernel, half) in forms() {
         // A module that does not parse is the other test's finding.
-        modules.extend(parse_kernel(kernel).ok().map(|parsed| ((kernel.shader, kernel.entry), parsed)));
+        let parsed = parse_kernel(kernel, half).ok();
+        modules.extend(parsed.map(|parsed| ((kernel.shader, kernel.entry, half), parsed)));
     }
     let cases = cases();
     for (name, caps) in adapters() {
@@ -443,7 +474,7 @@ fn every_variant_that_an_adapter_gets_is_translated_and_within_its_limits() {
         case_variants(&cases, name, &caps, &mut variants, &mut faults);
         step_variants(name, &caps, &mut variants, &mut faults);
         for (variant, (kernel, place)) in variants {
-            let Some(parsed) = modules.get(&(variant.shader, variant.entry)) else { continue };
+            let Some(parsed) = modules.get(&(variant.shader, variant.entry, variant.half)) else { continue };
             let constants: Vec<(&str, f64)> =
                 variant.constants.iter().map(|&(name, bits)| (name, f64::from_bits(bits))).collect();
             let mut fault = |text: String| {
@@ -465,9 +496,13 @@ fn every_variant_that_an_adapter_gets_is_translated_and_within_its_limits() {
         }
     }
     report(&faults);
-    let dispatched: BTreeSet<_> = translated.iter().map(|v| (v.shader, v.entry)).collect();
-    let never: Vec<_> =
-        kernels().iter().map(|k| (k.shader, k.entry)).filter(|key| !dispatched.contains(key)).collect();
+    let dispatched: BTreeSet<_> = translated.iter().map(|v| (v.shader, v.entry, v.half)).collect();
+    let never: Vec<_> = forms()
+        .map(|(kernel, half)| (kernel.shader, kernel.entry, half))
+        // A cast between types that are the same is not recorded.
+        .filter(|(shader, _, half)| *half || !shader.starts_with("cast_"))
+        .filter(|key| !dispatched.contains(key))
+        .collect();
     assert!(never.is_empty(), "no case and no training step dispatches {never:?} on any adapter");
     println!("{} kernels in {} variants", dispatched.len(), translated.len());
 }

@@ -18,6 +18,8 @@ pub struct Caps {
     pub cpu: bool,
     /// Subgroup operations, where the adapter has them and they are enabled.
     pub subgroups: Option<SubgroupSizes>,
+    /// Whether shaders may use 16-bit floats.
+    pub f16: bool,
     /// Largest storage binding in bytes.
     pub max_binding_bytes: u64,
     /// Largest buffer in bytes.
@@ -37,6 +39,7 @@ impl Caps {
     pub const WEBGPU: Self = Self {
         cpu: false,
         subgroups: None,
+        f16: false,
         max_binding_bytes: 128 << 20,
         max_buffer_bytes: 256 << 20,
         offset_alignment: 256,

@@ -2,16 +2,19 @@
 
 use std::sync::Arc;
 
+use crate::caps::Caps;
 use crate::host::HostTensor;
 use crate::op::Op;
-use crate::{Shape, TensorDesc};
+use crate::{DType, Shape, TensorDesc};
 
 /// How far a kernel's result may be from the f64 reference: for each element,
-/// `|got - want| <= relative * max(|want|, rms(want)) + absolute`.
+/// `|got - want| <= relative * max(|want|, rms(want)) + rounding * |want| + absolute`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tolerance {
     /// Error allowed relative to the larger of the element and the tensor's root mean square.
     pub relative: f64,
+    /// Error allowed relative to the element itself: of its rounding to the type that it is stored in.
+    pub rounding: f64,
     /// Error allowed besides.
     pub absolute: f64,
 }
@@ -19,7 +22,7 @@ pub struct Tolerance {
 impl Default for Tolerance {
     fn default() -> Self {
         // GPUs may flush numbers below the smallest normal one to zero; nothing else is excused.
-        Self { relative: 1e-5, absolute: f64::from(f32::MIN_POSITIVE) }
+        Self { relative: 1e-5, rounding: 0.0, absolute: f64::from(f32::MIN_POSITIVE) }
     }
 }
 
@@ -47,6 +50,12 @@ impl Input {
         &self.desc
     }
 
+    /// The same values rounded to 16 bits, and stored so.
+    pub fn half(mut self) -> Self {
+        self.desc.dtype = DType::F16;
+        self
+    }
+
     /// The same values with `by` added to each float.
     pub fn shifted(mut self, by: f32) -> Self {
         self.shift += by;
@@ -55,6 +64,12 @@ impl Input {
 
     /// The numbers, the same each time.
     pub fn tensor(&self) -> HostTensor {
+        let wide = self.wide();
+        if self.desc.dtype == DType::F16 { wide.to_half() } else { wide }
+    }
+
+    /// The numbers, floats in 32 bits.
+    fn wide(&self) -> HostTensor {
         let count = self.desc.shape.elements();
         let state = |seed: u64, salt: u64| seed.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ salt;
         let floats = |mut draw: Box<dyn FnMut() -> f32>| {
@@ -82,7 +97,7 @@ impl Input {
             }
         };
         // As many values were made as the shape has elements, so that nothing is left to go wrong.
-        made.unwrap_or_else(|_| HostTensor::zeros(&self.desc))
+        made.unwrap_or_else(|_| HostTensor::zeros(&self.desc.with(DType::F32)))
     }
 }
 
@@ -127,6 +142,25 @@ impl Case {
             gradient_tolerance: 1e-5,
             perf: false,
         }
+    }
+
+    /// Whether an adapter can run the case: whether it has 16-bit floats where the case stores any.
+    pub fn runs_on(&self, caps: &Caps) -> bool {
+        let inputs: Vec<TensorDesc> = self.inputs.iter().map(|input| input.desc.clone()).collect();
+        let outputs = self.op.infer(&inputs).unwrap_or_default();
+        caps.f16 || inputs.iter().chain(&outputs).all(|desc| desc.dtype != DType::F16)
+    }
+
+    /// The case with `inputs` stored in 16 bits. Its gradient is that of the case in 32 bits and is not compared again.
+    pub fn half(mut self, inputs: &[usize]) -> Self {
+        self.label = format!("{}, f16", self.label);
+        self.differentiate.clear();
+        for &index in inputs {
+            if let Some(input) = self.inputs.get_mut(index) {
+                *input = input.clone().half();
+            }
+        }
+        self
     }
 
     /// Compares the gradients of these inputs with finite differences.

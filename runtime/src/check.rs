@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use half::f16;
+
 use crate::case::{Case, Input, OpEntry, Tolerance, normal};
 use crate::device::Device;
 use crate::graph::Graph;
@@ -13,7 +15,7 @@ use crate::kernel::{Access, FieldType, Kernel};
 use crate::op::{Cost, Gradient, Record, TensorId};
 use crate::session::{Session, SessionOptions};
 use crate::store::Store;
-use crate::{Error, Result};
+use crate::{DType, Error, Result};
 
 /// The worst element of a comparison.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,7 +68,8 @@ pub fn compare(tensor: &str, got: &[f64], want: &[f64], tolerance: Tolerance) ->
         if g == w {
             return 0.0;
         }
-        (g - w).abs() / (tolerance.relative * w.abs().max(rms) + tolerance.absolute)
+        (g - w).abs()
+            / (tolerance.relative * w.abs().max(rms) + tolerance.rounding * w.abs() + tolerance.absolute)
     };
     got.iter()
         .zip(want)
@@ -106,6 +109,26 @@ fn record(case: &Case) -> Result<Recorded> {
         graph.keep(id);
     }
     Ok(Recorded { graph, inputs, outputs })
+}
+
+/// What is left of a reference where its type holds nothing so large: an infinity.
+fn stored(want: &[f64], dtype: DType) -> Vec<f64> {
+    // Half a unit in the last place above the largest: from there on, the nearest 16-bit float is an infinity.
+    let limit = if dtype == DType::F16 { f64::from(f16::MAX) + 16.0 } else { f64::INFINITY };
+    want.iter().map(|&v| if v.abs() >= limit { f64::INFINITY.copysign(v) } else { v }).collect()
+}
+
+/// The tolerance for results of a type. What is stored in 16 bits is rounded once more than what a case's tolerance is about;
+/// WGSL leaves the direction open, and lets numbers below the smallest normal one be taken for zero.
+fn as_stored(tolerance: Tolerance, dtype: DType) -> Tolerance {
+    match dtype {
+        DType::F16 => Tolerance {
+            rounding: f64::from(f16::EPSILON),
+            absolute: tolerance.absolute.max(f64::from(f16::MIN_POSITIVE)),
+            ..tolerance
+        },
+        DType::F32 | DType::U32 => tolerance,
+    }
 }
 
 /// Runs a case on the GPU and compares every output and every updated input with the reference.
@@ -157,7 +180,12 @@ pub fn run_case(device: &Arc<Device>, case: &Case) -> Result<Deviation> {
         } else {
             format!("updated input {}", updates[number - recorded.outputs.len()])
         };
-        consider(compare(&name, &got.data, &want.data, case.tolerance));
+        consider(compare(
+            &name,
+            &got.data,
+            &stored(&want.data, desc.dtype),
+            as_stored(case.tolerance, desc.dtype),
+        ));
     }
     // What the op only reads must still be there.
     for (index, (&id, value)) in recorded.inputs.iter().zip(&values).enumerate() {
@@ -233,7 +261,7 @@ pub fn run_gradient(case: &Case) -> Result<Option<Deviation>> {
             arrays[index].data[element] = at;
             want.push((above - below) / (2.0 * step));
         }
-        let tolerance = Tolerance { relative: case.gradient_tolerance, absolute: 1e-9 };
+        let tolerance = Tolerance { relative: case.gradient_tolerance, rounding: 0.0, absolute: 1e-9 };
         let found = compare(&format!("gradient of input {index}"), &got.data, &want, tolerance);
         if let Some(found) = found
             && worst.as_ref().is_none_or(|worst| found.worse_than(worst))
@@ -282,6 +310,14 @@ pub fn check_kernel(kernel: &Kernel) -> Vec<String> {
     let Some(source) = kernel.source() else {
         return vec![format!("shader {} is not in the table", kernel.shader)];
     };
+    let mut faults = check_module(kernel, source);
+    if let Some(half) = kernel.source_for(true).filter(|_| kernel.has_half()) {
+        faults.extend(check_module(kernel, &half).into_iter().map(|fault| format!("in 16 bits: {fault}")));
+    }
+    faults
+}
+
+fn check_module(kernel: &Kernel, source: &str) -> Vec<String> {
     let module = match naga::front::wgsl::parse_str(source) {
         Ok(module) => module,
         Err(error) => return vec![format!("{}: {}", kernel.shader, error.emit_to_string(source))],

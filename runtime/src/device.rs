@@ -96,6 +96,7 @@ fn caps_of(adapter: &wgpu::Adapter, webgpu_limits: bool) -> Caps {
     Caps {
         cpu,
         subgroups,
+        f16: adapter.features().contains(wgpu::Features::SHADER_F16),
         max_binding_bytes: limits.max_storage_buffer_binding_size.min((1 << 31) - 4),
         max_buffer_bytes: limits.max_buffer_size,
         offset_alignment: u64::from(limits.min_storage_buffer_offset_alignment).max(256),
@@ -166,7 +167,8 @@ pub struct Pipeline {
     pub(crate) layout: wgpu::BindGroupLayout,
 }
 
-type PipelineKey = (usize, Vec<(&'static str, u64)>);
+/// The kernel, whether it stores elements in 16 bits, and its constants.
+type PipelineKey = (usize, bool, Vec<(&'static str, u64)>);
 
 /// An open GPU.
 pub struct Device {
@@ -202,7 +204,8 @@ impl Device {
         caps.cpu &= !options.gpu_kernels;
         caps.max_buffer_bytes = caps.max_buffer_bytes.min(options.max_buffer_bytes.unwrap_or(u64::MAX));
         caps.max_binding_bytes = caps.max_binding_bytes.min(options.max_binding_bytes.unwrap_or(u64::MAX));
-        let mut features = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP;
+        let mut features =
+            wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP | wgpu::Features::SHADER_F16;
         if options.webgpu_limits {
             features = wgpu::Features::TIMESTAMP_QUERY;
         }
@@ -329,29 +332,36 @@ impl Device {
     pub(crate) fn pipeline(
         &self,
         kernel: &'static Kernel,
+        half: bool,
         constants: &[(&'static str, f64)],
     ) -> Result<Arc<Pipeline>> {
         let key: PipelineKey = (
             std::ptr::from_ref(kernel) as usize,
+            half,
             constants.iter().map(|(name, value)| (*name, value.to_bits())).collect(),
         );
         if let Some(pipeline) = lock(&self.pipelines).get(&key) {
             return Ok(pipeline.clone());
         }
-        let pipeline = Arc::new(self.compile(kernel, constants)?);
+        let pipeline = Arc::new(self.compile(kernel, half, constants)?);
         lock(&self.pipelines).insert(key, pipeline.clone());
         Ok(pipeline)
     }
 
-    fn compile(&self, kernel: &'static Kernel, constants: &[(&'static str, f64)]) -> Result<Pipeline> {
+    fn compile(
+        &self,
+        kernel: &'static Kernel,
+        half: bool,
+        constants: &[(&'static str, f64)],
+    ) -> Result<Pipeline> {
         let source = kernel
-            .source()
+            .source_for(half)
             .ok_or_else(|| Error::gpu(format!("shader {} is not in the table", kernel.shader)))?;
         Counters::count(&self.counters.pipelines);
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let descriptor = wgpu::ShaderModuleDescriptor {
             label: Some(kernel.shader),
-            source: wgpu::ShaderSource::Wgsl(source.into()),
+            source: wgpu::ShaderSource::Wgsl(source),
         };
         let module = if self.options.shader_checks {
             self.device.create_shader_module(descriptor)

@@ -1,5 +1,9 @@
 //! Tensors on the host: [`HostTensor`] holds what the GPU holds, [`Array`] is what references compute with.
 
+use std::borrow::Cow;
+
+use half::f16;
+
 use crate::{DType, Error, Result, Shape, TensorDesc};
 
 /// The elements of a [`HostTensor`].
@@ -7,8 +11,21 @@ use crate::{DType, Error, Result, Shape, TensorDesc};
 pub enum HostData {
     /// 32-bit floats.
     F32(Vec<f32>),
+    /// 16-bit floats.
+    F16(Vec<f16>),
     /// 32-bit unsigned integers.
     U32(Vec<u32>),
+}
+
+impl HostData {
+    fn not(&self, wanted: &str) -> Error {
+        let (found, remedy) = match self {
+            Self::F32(_) => ("an f32", "read it with as_f32"),
+            Self::F16(_) => ("an f16", "read it with data()"),
+            Self::U32(_) => ("a u32", "read it with as_u32"),
+        };
+        Error::graph(format!("{found} tensor was read as {wanted}"), remedy)
+    }
 }
 
 /// A dense row-major tensor in host memory, with the element types of the GPU.
@@ -26,6 +43,13 @@ impl HostTensor {
         Ok(Self { shape, data: HostData::F32(values) })
     }
 
+    /// A tensor of 16-bit floats. Fails where the number of values is not that of the shape.
+    pub fn from_f16(shape: impl Into<Shape>, values: Vec<f16>) -> Result<Self> {
+        let shape = shape.into();
+        check_len(&shape, values.len())?;
+        Ok(Self { shape, data: HostData::F16(values) })
+    }
+
     /// A tensor of unsigned integers. Fails where the number of values is not that of the shape.
     pub fn from_u32(shape: impl Into<Shape>, values: Vec<u32>) -> Result<Self> {
         let shape = shape.into();
@@ -35,9 +59,13 @@ impl HostTensor {
 
     /// A tensor of `desc` from its little-endian bytes, as read back from the GPU.
     pub fn from_bytes(desc: &TensorDesc, bytes: &[u8]) -> Result<Self> {
+        // An odd number of 16-bit elements is filled up.
+        let used = desc.shape.elements() * desc.dtype.bytes();
+        let bytes = bytes.get(..used).filter(|_| bytes.len() as u64 == desc.bytes()).unwrap_or(&[]);
         check_len(&desc.shape, bytes.len() / desc.dtype.bytes())?;
         let data = match desc.dtype {
             DType::F32 => HostData::F32(bytemuck::pod_collect_to_vec(bytes)),
+            DType::F16 => HostData::F16(bytemuck::pod_collect_to_vec(bytes)),
             DType::U32 => HostData::U32(bytemuck::pod_collect_to_vec(bytes)),
         };
         Ok(Self { shape: desc.shape.clone(), data })
@@ -48,6 +76,7 @@ impl HostTensor {
         let n = desc.shape.elements();
         let data = match desc.dtype {
             DType::F32 => HostData::F32(vec![0.0; n]),
+            DType::F16 => HostData::F16(vec![f16::ZERO; n]),
             DType::U32 => HostData::U32(vec![0; n]),
         };
         Self { shape: desc.shape.clone(), data }
@@ -62,6 +91,7 @@ impl HostTensor {
     pub fn desc(&self) -> TensorDesc {
         let dtype = match self.data {
             HostData::F32(_) => DType::F32,
+            HostData::F16(_) => DType::F16,
             HostData::U32(_) => DType::U32,
         };
         TensorDesc { shape: self.shape.clone(), dtype }
@@ -72,36 +102,57 @@ impl HostTensor {
         &self.data
     }
 
-    /// The elements as floats; an error where they are integers.
+    /// The elements as 32-bit floats; an error where they are anything else.
     pub fn as_f32(&self) -> Result<&[f32]> {
         match &self.data {
             HostData::F32(values) => Ok(values),
-            HostData::U32(_) => Err(Error::graph("a u32 tensor was read as f32", "read it with as_u32")),
+            other => Err(other.not("f32")),
         }
     }
 
-    /// The elements as floats, without a copy; an error where they are integers.
+    /// The elements as 32-bit floats, without a copy; an error where they are anything else.
     pub fn into_f32(self) -> Result<Vec<f32>> {
         match self.data {
             HostData::F32(values) => Ok(values),
-            HostData::U32(_) => Err(Error::graph("a u32 tensor was read as f32", "read it with as_u32")),
+            other => Err(other.not("f32")),
         }
     }
 
-    /// The elements as unsigned integers; an error where they are floats.
+    /// The elements as unsigned integers; an error where they are anything else.
     pub fn as_u32(&self) -> Result<&[u32]> {
         match &self.data {
             HostData::U32(values) => Ok(values),
-            HostData::F32(_) => Err(Error::graph("an f32 tensor was read as u32", "read it with as_f32")),
+            other => Err(other.not("u32")),
         }
     }
 
-    /// The elements as bytes, in the layout of the GPU.
+    /// The elements as bytes, in the layout of the GPU but for what fills up an odd number of 16-bit ones.
     pub fn bytes(&self) -> &[u8] {
         match &self.data {
             HostData::F32(values) => bytemuck::cast_slice(values),
+            HostData::F16(values) => bytemuck::cast_slice(values),
             HostData::U32(values) => bytemuck::cast_slice(values),
         }
+    }
+
+    /// The elements as bytes, as many as a buffer holds: an odd number of 16-bit ones is filled up.
+    pub fn padded_bytes(&self) -> Cow<'_, [u8]> {
+        let bytes = self.bytes();
+        if bytes.len().is_multiple_of(4) {
+            return bytes.into();
+        }
+        let mut padded = bytes.to_vec();
+        padded.resize(bytes.len().next_multiple_of(4), 0);
+        padded.into()
+    }
+
+    /// The tensor with its floats rounded to 16 bits; integers as they are.
+    pub fn to_half(&self) -> Self {
+        let data = match &self.data {
+            HostData::F32(values) => HostData::F16(values.iter().map(|&v| f16::from_f32(v)).collect()),
+            other => other.clone(),
+        };
+        Self { shape: self.shape.clone(), data }
     }
 }
 
@@ -147,6 +198,7 @@ impl From<&HostTensor> for Array {
     fn from(tensor: &HostTensor) -> Self {
         let data = match &tensor.data {
             HostData::F32(values) => values.iter().map(|&v| f64::from(v)).collect(),
+            HostData::F16(values) => values.iter().map(|&v| f64::from(v)).collect(),
             HostData::U32(values) => values.iter().map(|&v| f64::from(v)).collect(),
         };
         Self { shape: tensor.shape.clone(), data }

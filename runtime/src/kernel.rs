@@ -132,4 +132,15 @@ impl Kernel {
     pub fn source(&self) -> Option<&'static str> {
         epl_shaders::source(self.shader)
     }
+
+    /// Whether the kernel can store its elements in 16 bits: where its source has the line [`epl_shaders::ELEMENT`].
+    pub fn has_half(&self) -> bool {
+        self.source().is_some_and(epl_shaders::has_half)
+    }
+
+    /// The WGSL source for elements that are stored in 16 bits, or in 32.
+    pub fn source_for(&self, half: bool) -> Option<std::borrow::Cow<'static, str>> {
+        let source = self.source()?;
+        Some(if half { epl_shaders::in_half(source).into() } else { source.into() })
+    }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::caps::Caps;
 use crate::host::Array;
 use crate::kernel::{Kernel, ParamBlock};
-use crate::{Error, Result, TensorDesc};
+use crate::{DType, Error, Result, TensorDesc};
 
 /// A tensor of a graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -201,6 +201,8 @@ impl From<Operand> for Bound {
 pub struct Dispatch {
     /// The kernel.
     pub kernel: &'static Kernel,
+    /// Whether the kernel's elements are stored in 16 bits.
+    pub half: bool,
     /// Values of `override` constants.
     pub constants: Vec<(&'static str, f64)>,
     /// The bytes of the parameter block.
@@ -257,6 +259,17 @@ impl<'a> Lowering<'a> {
     /// Shape and type of output `index`.
     pub fn output(&self, index: usize) -> Result<&'a TensorDesc> {
         self.outputs.get(index).ok_or_else(|| out_of_range("output", index))
+    }
+
+    /// Whether the op has operands that are stored in 16 bits. Its kernels that can then take such elements in all bindings
+    /// that are declared with `Elem`.
+    pub fn half(&self) -> bool {
+        self.inputs.iter().chain(self.outputs).any(|desc| desc.dtype == DType::F16)
+    }
+
+    /// The type of the elements that kernels declare with `Elem`.
+    pub fn element(&self) -> DType {
+        if self.half() { DType::F16 } else { DType::F32 }
     }
 
     /// A scratch buffer that lives only during this op.
@@ -341,8 +354,14 @@ impl<'a> Lowering<'a> {
         if grid.contains(&0) {
             return wrong(format!("an empty grid {grid:?}"), "at least one workgroup".into());
         }
+        // What an op stores in 16 bits it does so in all of its tensors that may be either.
+        let half = self.half() && kernel.has_half();
+        if half && !self.caps.f16 {
+            return wrong("tensors of 16-bit floats".into(), "an adapter whose shaders have them".into());
+        }
         self.dispatches.push(Dispatch {
             kernel,
+            half,
             constants: constants.to_vec(),
             params: bytemuck::bytes_of(params).to_vec(),
             bindings: bindings.to_vec(),

@@ -115,7 +115,8 @@ impl Session {
         let poison = match plan.slots.iter().max() {
             Some(&bytes) if options.poison => {
                 let buffer = device.buffer("poison", bytes, storage)?;
-                let words = vec![f32::NAN; (bytes as usize).div_ceil(4)];
+                // All bits set are NaN in either width of float.
+                let words = vec![u32::MAX; (bytes as usize).div_ceil(4)];
                 device.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&words));
                 Some(buffer)
             }
@@ -175,7 +176,7 @@ impl Session {
     }
 
     fn build_launch(&self, step: &Step, dispatch: &Dispatch, block: &Region<'_>) -> Result<Launch> {
-        let pipeline = self.device.pipeline(dispatch.kernel, &dispatch.constants)?;
+        let pipeline = self.device.pipeline(dispatch.kernel, dispatch.half, &dispatch.constants)?;
         let mut regions = vec![Region { buffer: block.buffer, offset: block.offset, bytes: block.bytes }];
         for bound in &dispatch.bindings {
             let (place, bytes) = operand_place(&self.plan, &self.graph, step, bound.operand)?;
@@ -496,7 +497,7 @@ impl Session {
     /// Writes all inputs, runs one step, waits, and returns the fetched tensors.
     pub fn run(&mut self, inputs: &[(TensorId, &HostTensor)]) -> Result<Vec<HostTensor>> {
         for (id, value) in inputs {
-            self.write(*id, value.bytes())?;
+            self.write(*id, &value.padded_bytes())?;
         }
         let step = self.step()?;
         let results = self.flush()?;
@@ -508,9 +509,11 @@ impl Session {
     pub(crate) fn find_nonfinite(&self, tensor: TensorId) -> Result<Option<(usize, f32)>> {
         const PIECE: u64 = 64 << 20;
         let (place, bytes) = self.place_of(tensor)?;
-        if self.graph.tensor(tensor).desc.dtype != DType::F32 {
-            return Ok(None);
-        }
+        let width = match self.graph.tensor(tensor).desc.dtype {
+            DType::F32 => 4,
+            DType::F16 => 2,
+            DType::U32 => return Ok(None),
+        };
         for first in (0..bytes).step_by(PIECE as usize) {
             let length = PIECE.min(bytes - first);
             let found = match place {
@@ -523,10 +526,15 @@ impl Session {
                     self.device.read(region.buffer, region.offset, region.bytes)?
                 }
             };
-            let values: Vec<f32> = bytemuck::pod_collect_to_vec(&found);
+            let values: Vec<f32> = if width == 2 {
+                let values: Vec<half::f16> = bytemuck::pod_collect_to_vec(&found);
+                values.into_iter().map(f32::from).collect()
+            } else {
+                bytemuck::pod_collect_to_vec(&found)
+            };
             if let Some(index) = values.iter().position(|value| !value.is_finite()) {
                 let value = values.get(index).copied().unwrap_or(f32::NAN);
-                return Ok(Some(((first / 4) as usize + index, value)));
+                return Ok(Some(((first / width) as usize + index, value)));
             }
         }
         Ok(None)

@@ -101,7 +101,7 @@ impl Store {
                 "write a tensor of the same shape",
             ));
         }
-        self.write_range(name, 0, value.bytes())
+        self.write_range(name, 0, &value.padded_bytes())
     }
 
     /// Sets the bytes of a tensor from `offset` on.

@@ -198,7 +198,7 @@ fn dropout_depends_on_seed_and_step_alone() {
 /// How far an op may be from its reference on the GPU's own inputs. The longest sums are of a thousand products (12
 /// images of 8x8 pixels), whose rounding is a few 1e-6 of their size; where terms cancel, as in the mean of what a
 /// batch norm has just centred, what is left is rounding of terms of about one.
-const TOLERANCE: Tolerance = Tolerance { relative: 2e-5, absolute: 1e-6 };
+const TOLERANCE: Tolerance = Tolerance { relative: 2e-5, rounding: 0.0, absolute: 1e-6 };
 
 #[test]
 fn every_op_of_a_training_step_agrees_with_its_reference() {
@@ -221,7 +221,7 @@ fn every_op_of_a_training_step_agrees_with_its_reference() {
 
         // No f32 kernel meets an f64 reference exactly, so the tool must object to a tolerance of nothing.
         stepper.write([1, 3]);
-        let nothing = Tolerance { relative: 0.0, absolute: 0.0 };
+        let nothing = Tolerance { relative: 0.0, rounding: 0.0, absolute: 0.0 };
         assert!(find_divergence(&mut stepper.session, nothing).unwrap().is_some());
     }
 }

@@ -1,4 +1,4 @@
-//! Elementwise sum of two tensors of the same shape: `y = a + b`. Its gradient is its upstream, for both.
+//! Elementwise sum of two tensors of the same shape, f32 or f16: `y = a + b`. Its gradient is its upstream, for both.
 
 use crate::case::{Case, OpEntry, normal};
 use crate::host::Array;
@@ -51,8 +51,12 @@ impl Op for Add {
 
     fn infer(&self, inputs: &[TensorDesc]) -> Result<Vec<TensorDesc>> {
         match inputs {
-            [a, b] if a == b => Ok(vec![a.clone()]),
-            [a, b] => Err(Error::shape("add", format!("{a} and {b}"), "two tensors of the same shape")),
+            [a, b] if a == b && a.is_float() => Ok(vec![a.clone()]),
+            [a, b] => Err(Error::shape(
+                "add",
+                format!("{a} and {b}"),
+                "two tensors of floats, alike in shape and type",
+            )),
             _ => Err(Error::shape("add", format!("{} inputs", inputs.len()), "a, b")),
         }
     }
@@ -97,6 +101,9 @@ fn cases() -> Vec<Case> {
         case("tiny", &[5], 1e-30),
         case("one vector", &[4], 1.0),
         case("vectors, several workgroups", &[3, 5, 7, 44], 1.0),
+        case("odd sizes", &[3, 7, 11], 1.0).half(&[0, 1]),
+        case("vectors", &[3, 5, 7, 44], 1e3).half(&[0, 1]),
+        case("overflow", &[64], 5e4).half(&[0, 1]),
         case("perf", &[32, 112, 112, 64], 1.0).perf(),
     ]
 }

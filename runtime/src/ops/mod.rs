@@ -9,6 +9,7 @@ pub mod batch_norm_apply;
 pub mod batch_norm_eval;
 pub mod batch_norm_grad;
 pub mod broadcast_scalar;
+pub mod cast;
 pub mod check_finite;
 pub mod clamp_min;
 pub mod concat_rows;
@@ -45,6 +46,7 @@ pub const REGISTRY: &[OpEntry] = &[
     batch_norm_grad::INPUT_ENTRY,
     batch_norm_grad::WEIGHT_ENTRY,
     broadcast_scalar::ENTRY,
+    cast::ENTRY,
     check_finite::ENTRY,
     clamp_min::ENTRY,
     concat_rows::ENTRY,

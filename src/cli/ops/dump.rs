@@ -32,11 +32,11 @@ struct Dumped<'a> {
 impl Dump {
     pub fn run(&self, context: &Context) -> Result<Verdict> {
         std::fs::create_dir_all(&self.out).map_err(|source| Error::io(&self.out, source))?;
-        let mut modules = Vec::with_capacity(epl_shaders::SHADERS.len());
-        for (name, source) in epl_shaders::SHADERS {
+        let mut modules = Vec::new();
+        for (name, source) in epl_shaders::modules() {
             let file = format!("{name}.wgsl");
             let path = self.out.join(&file);
-            std::fs::write(&path, source).map_err(|source| Error::io(&path, source))?;
+            std::fs::write(&path, source.as_ref()).map_err(|source| Error::io(&path, source))?;
             modules.push(file);
         }
         context.present(&Dumped { out: &self.out, modules })?;

@@ -64,7 +64,7 @@ impl Perf {
         let bar = progress(ops.len());
         for entry in ops {
             bar.set_message(entry.name);
-            for case in (entry.cases)().into_iter().filter(|case| case.perf) {
+            for case in (entry.cases)().into_iter().filter(|case| case.perf && case.runs_on(device.caps())) {
                 match run_speed(&device, &case, usize::from(self.repeats)) {
                     Ok(speed) => perf.push(Row {
                         op: entry.name,

@@ -38,7 +38,7 @@ enum Checks {
 
 /// Compare every op with its reference on this device
 ///
-/// Each case runs with the shaders' bounds and loop checks and without them, and every element of every output is
+/// Cases of 16-bit floats run where the device has them. /// Each case runs with the shaders' bounds and loop checks and without them, and every element of every output is
 /// compared with a reference computed on the CPU in 64-bit floats. The deviation shown is that of the worst element,
 /// as a share of what is allowed: above 1 is a failure. Fails where any case does.
 #[derive(Debug, Args)]
@@ -134,7 +134,7 @@ impl Test {
                 }
             }
             for case in (entry.cases)().iter().filter(|case| !case.perf) {
-                for (checks, device) in &devices {
+                for (checks, device) in devices.iter().filter(|(_, device)| case.runs_on(device.caps())) {
                     let found = run_case(device, case).map_err(|error| error.to_string());
                     findings.add(&mut row, case, Some(*checks), found);
                 }
