@@ -34,10 +34,13 @@ struct Params {
     weight_first: u32,
 }
 
+// How activations and weights are stored.
+alias Elem = f32;
+
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> weight: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> x: array<vec4<Elem>>;
+@group(0) @binding(2) var<storage, read> weight: array<vec4<Elem>>;
+@group(0) @binding(3) var<storage, read_write> y: array<vec4<Elem>>;
 
 override ROWS: u32 = 128u;
 override COLUMNS: u32 = 64u;
@@ -115,8 +118,9 @@ fn main(
             let ix = u32(window[l].y + tap_x);
             var v = vec4<f32>();
             if k + slot < k_vectors && iy < params.in_height && ix < params.in_width {
-                v = x[((image[l] + iy) * params.in_width + ix) * params.in_vectors
-                    + channel_group * params.group_in_vectors + channel];
+                let at = ((image[l] + iy) * params.in_width + ix) * params.in_vectors
+                    + channel_group * params.group_in_vectors + channel;
+                v = vec4<f32>(x[at]);
             }
             x_tile[l * WORKGROUP + local] = v;
         }
@@ -126,7 +130,8 @@ fn main(
             let weight_column = group_column + at % COLUMN_VECTORS;
             var v = vec4<f32>();
             if weight_row < k_vectors * 4u && weight_column < params.group_out_vectors {
-                v = weight[params.weight_first + weight_row * params.out_vectors + group_first_column + weight_column];
+                let at = params.weight_first + weight_row * params.out_vectors + group_first_column + weight_column;
+                v = vec4<f32>(weight[at]);
             }
             weight_tile[at] = v;
         }
@@ -162,7 +167,8 @@ fn main(
     for (var p = 0u; p < PIXELS; p++) {
         let pixel = first_pixel + row + p * STRIPE;
         if pixel < params.pixels {
-            y[output_at(grid_position(pixel)) + group_first_column + group_column + column] = sum[p];
+            let to = output_at(grid_position(pixel)) + group_first_column + group_column + column;
+            y[to] = vec4<Elem>(sum[p]);
         }
     }
 }

@@ -18,10 +18,13 @@ struct Params {
     pad_left: u32,
 }
 
+// How activations and weights are stored.
+alias Elem = f32;
+
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<f32>;
-@group(0) @binding(2) var<storage, read> weight: array<f32>;
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+@group(0) @binding(1) var<storage, read> x: array<Elem>;
+@group(0) @binding(2) var<storage, read> weight: array<Elem>;
+@group(0) @binding(3) var<storage, read_write> y: array<Elem>;
 
 override WORKGROUP: u32 = 64u;
 
@@ -55,10 +58,10 @@ fn main(
                 let start = ((image * params.in_height + iy) * params.in_width + ix) * in_channels + first_channel;
                 let tap = (ky * params.kernel_width + kx) * params.group_in;
                 for (var i = 0u; i < params.group_in; i++) {
-                    sum = fma(x[start + i], weight[(tap + i) * out_channels + o], sum);
+                    sum = fma(f32(x[start + i]), f32(weight[(tap + i) * out_channels + o]), sum);
                 }
             }
         }
     }
-    y[index] = sum;
+    y[index] = Elem(sum);
 }

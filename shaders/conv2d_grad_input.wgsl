@@ -19,10 +19,13 @@ struct Params {
     pad_left: u32,
 }
 
+// How activations and weights are stored.
+alias Elem = f32;
+
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> weight: array<f32>;
-@group(0) @binding(2) var<storage, read> dy: array<f32>;
-@group(0) @binding(3) var<storage, read_write> dx: array<f32>;
+@group(0) @binding(1) var<storage, read> weight: array<Elem>;
+@group(0) @binding(2) var<storage, read> dy: array<Elem>;
+@group(0) @binding(3) var<storage, read_write> dx: array<Elem>;
 
 override WORKGROUP: u32 = 64u;
 
@@ -64,9 +67,9 @@ fn main(
             let at = ((ky * params.kernel_width + kx) * params.group_in + i % params.group_in) * out_channels
                 + first_channel;
             for (var o = 0u; o < params.group_out; o++) {
-                sum = fma(dy[start + o], weight[at + o], sum);
+                sum = fma(f32(dy[start + o]), f32(weight[at + o]), sum);
             }
         }
     }
-    dx[index] = sum;
+    dx[index] = Elem(sum);
 }

@@ -19,9 +19,12 @@ struct Params {
     padded_out: u32,
 }
 
+// How the weights are stored.
+alias Elem = f32;
+
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> weight: array<f32>;
-@group(0) @binding(2) var<storage, read_write> flipped: array<f32>;
+@group(0) @binding(1) var<storage, read> weight: array<Elem>;
+@group(0) @binding(2) var<storage, read_write> flipped: array<Elem>;
 
 override WORKGROUP: u32 = 64u;
 
@@ -62,7 +65,7 @@ fn main(
 
     let start = ((tap * params.group_in + i) * params.groups + channel_group) * params.group_out;
     for (var o = first_o; o < min(first_o + BLOCK, params.padded_out); o++) {
-        var value = 0.0;
+        var value = Elem();
         if i < params.group_in && o < params.group_out {
             value = weight[start + o];
         }

@@ -26,9 +26,12 @@ struct Params {
     origin_x: i32,
 }
 
+// How activations are stored; the gradient of the weights is not.
+alias Elem = f32;
+
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> dy: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> x: array<vec4<Elem>>;
+@group(0) @binding(2) var<storage, read> dy: array<vec4<Elem>>;
 @group(0) @binding(3) var<storage, read_write> dw: array<vec4<f32>>;
 
 override ROWS: u32 = 128u;
@@ -80,7 +83,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             var v = vec4<f32>();
             if pixel < last && load_row < row_vectors && iy < params.in_height && ix < params.in_width {
                 let image_row = out_row / params.out_height * params.in_height + iy;
-                v = x[(image_row * params.in_width + ix) * params.in_vectors + channel];
+                v = vec4<f32>(x[(image_row * params.in_width + ix) * params.in_vectors + channel]);
             }
             x_tile[at] = v;
         }
@@ -90,7 +93,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let load_column = group_column + at % COLUMN_VECTORS;
             var v = vec4<f32>();
             if pixel < last && load_column < params.group_out_vectors {
-                v = dy[pixel * params.out_vectors + group_first_column + load_column];
+                v = vec4<f32>(dy[pixel * params.out_vectors + group_first_column + load_column]);
             }
             dy_tile[at] = v;
         }

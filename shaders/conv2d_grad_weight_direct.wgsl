@@ -21,9 +21,12 @@ struct Params {
     pixels_per_split: u32,
 }
 
+// How activations are stored; the gradient of the weights is not.
+alias Elem = f32;
+
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<f32>;
-@group(0) @binding(2) var<storage, read> dy: array<f32>;
+@group(0) @binding(1) var<storage, read> x: array<Elem>;
+@group(0) @binding(2) var<storage, read> dy: array<Elem>;
 @group(0) @binding(3) var<storage, read_write> dw: array<f32>;
 
 override WORKGROUP: u32 = 64u;
@@ -59,7 +62,7 @@ fn main(
         let ix = ox * params.stride_x + shift_x;
         if iy < params.in_height && ix < params.in_width {
             let start = ((image * params.in_height + iy) * params.in_width + ix) * in_channels + i;
-            sum = fma(x[start], dy[pixel * out_channels + o], sum);
+            sum = fma(f32(x[start]), f32(dy[pixel * out_channels + o]), sum);
         }
         ox++;
         if ox == params.out_width {

@@ -28,9 +28,12 @@ struct Params {
     origin_x: i32,
 }
 
+// How activations are stored; the gradient of the weights is not.
+alias Elem = f32;
+
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> dy: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> x: array<vec4<Elem>>;
+@group(0) @binding(2) var<storage, read> dy: array<vec4<Elem>>;
 @group(0) @binding(3) var<storage, read_write> dw: array<vec4<f32>>;
 
 override WORKGROUP: u32 = 8u;
@@ -60,14 +63,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var t = 0u; t < 2u; t++) {
             let ix = u32(params.origin_x + i32(t));
             let there = inside && ix < params.in_width;
-            v[t] = select(vec4<f32>(), x[select(0u, x_row + ix, there) * params.in_vectors + channel], there);
+            let at = select(0u, x_row + ix, there) * params.in_vectors + channel;
+            v[t] = select(vec4<f32>(), vec4<f32>(x[at]), there);
         }
         for (var ox = 0u; ox < params.out_width; ox++) {
             let ix = u32(params.origin_x + i32(ox + 2u));
             let there = inside && ix < params.in_width;
-            v[2] = select(vec4<f32>(), x[select(0u, x_row + ix, there) * params.in_vectors + channel], there);
+            let x_at = select(0u, x_row + ix, there) * params.in_vectors + channel;
+            v[2] = select(vec4<f32>(), vec4<f32>(x[x_at]), there);
             let at = (row * params.out_width + ox) * params.out_vectors + column;
-            let d = array(dy[at], dy[at + second]);
+            let d = array(vec4<f32>(dy[at]), vec4<f32>(dy[at + second]));
             for (var t = 0u; t < 3u; t++) {
                 for (var c = 0u; c < 2u; c++) {
                     sum[t][0][c] += v[t].x * d[c];

@@ -30,9 +30,12 @@ struct Params {
     origin_x: i32,
 }
 
+// How activations are stored; the gradient of the weights is not.
+alias Elem = f32;
+
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> dy: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> x: array<vec4<Elem>>;
+@group(0) @binding(2) var<storage, read> dy: array<vec4<Elem>>;
 @group(0) @binding(3) var<storage, read_write> dw: array<vec4<f32>>;
 
 override WORKGROUP: u32 = 8u;
@@ -77,7 +80,7 @@ fn main(
     var image = first / params.out_width / params.out_height * params.in_height;
     var sum: array<array<array<vec4<f32>, 4>, 4>, 2>;
     for (var base = first; base < last; base += step) {
-        let w = dy[min(base + slot_pixel, last - 1u) * params.out_vectors + slot_column];
+        let w = vec4<f32>(dy[min(base + slot_pixel, last - 1u) * params.out_vectors + slot_column]);
         var d: array<vec4<f32>, 8>;
         d[0] = subgroupBroadcast(w, 0u);
         d[1] = subgroupBroadcast(w, 1u);
@@ -93,7 +96,7 @@ fn main(
                 let ix = u32(i32(ox * params.stride_x) + shift[r].y);
                 let inside = base + p < last && iy < params.in_height && ix < params.in_width;
                 let at = ((image + iy) * params.in_width + ix) * params.in_vectors + channel[r];
-                let v = select(vec4<f32>(), x[select(0u, at, inside)], inside);
+                let v = select(vec4<f32>(), vec4<f32>(x[select(0u, at, inside)]), inside);
                 for (var c = 0u; c < columns; c++) {
                     sum[r][0][c] += v.x * d[p * columns + c];
                     sum[r][1][c] += v.y * d[p * columns + c];

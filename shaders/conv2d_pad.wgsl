@@ -11,9 +11,12 @@ struct Params {
     to_b: u32,
 }
 
+// How the tensors are stored.
+alias Elem = f32;
+
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> input: array<f32>;
-@group(0) @binding(2) var<storage, read_write> output: array<f32>;
+@group(0) @binding(1) var<storage, read> input: array<Elem>;
+@group(0) @binding(2) var<storage, read_write> output: array<Elem>;
 
 override WORKGROUP: u32 = 256u;
 
@@ -36,7 +39,7 @@ fn main(
     let start = ((row * params.from_a + a) * params.groups + channel_group) * params.from_b;
     let to = (outer * params.groups + channel_group) * params.to_b;
     for (var b = first_b; b < min(first_b + 4u, params.to_b); b++) {
-        var value = 0.0;
+        var value = Elem();
         if a < params.from_a && b < params.from_b {
             value = input[start + b];
         }

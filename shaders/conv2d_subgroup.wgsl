@@ -36,10 +36,13 @@ struct Params {
     weight_first: u32,
 }
 
+// How activations and weights are stored.
+alias Elem = f32;
+
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> weight: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> x: array<vec4<Elem>>;
+@group(0) @binding(2) var<storage, read> weight: array<vec4<Elem>>;
+@group(0) @binding(3) var<storage, read_write> y: array<vec4<Elem>>;
 
 override WORKGROUP: u32 = 8u;
 override WIDE: bool = true;
@@ -112,10 +115,10 @@ fn main(
             let tap = ty * params.taps_x + tx;
             for (var i = 0u; i < params.group_in_vectors; i++) {
                 let row = (tap * params.group_in_vectors + i) * 4u + slot_row;
-                let w0 = weight[params.weight_first + row * params.out_vectors + slot_column];
+                let w0 = vec4<f32>(weight[params.weight_first + row * params.out_vectors + slot_column]);
                 var w1 = w0;
                 if WIDE {
-                    w1 = weight[params.weight_first + (row + 2u) * params.out_vectors + slot_column];
+                    w1 = vec4<f32>(weight[params.weight_first + (row + 2u) * params.out_vectors + slot_column]);
                 }
                 var w: array<array<vec4<f32>, 4>, 4>;
                 if WIDE {
@@ -154,7 +157,7 @@ fn main(
                     w[3][1] = subgroupBroadcast(w0, 7u);
                 }
                 for (var p = 0u; p < PIXELS; p++) {
-                    let v = select(vec4<f32>(), x[at[p] + i], inside[p]);
+                    let v = select(vec4<f32>(), vec4<f32>(x[at[p] + i]), inside[p]);
                     for (var c = 0u; c < columns; c++) {
                         sum[p][c] += v.x * w[0][c];
                         sum[p][c] += v.y * w[1][c];
@@ -170,7 +173,7 @@ fn main(
         if first_pixel + p * WORKGROUP < params.pixels {
             for (var c = 0u; c < columns; c++) {
                 if group_column + c < params.group_out_vectors {
-                    y[to[p] + c] = sum[p][c];
+                    y[to[p] + c] = vec4<Elem>(sum[p][c]);
                 }
             }
         }

@@ -33,10 +33,13 @@ struct Params {
     weight_first: u32,
 }
 
+// How activations and weights are stored.
+alias Elem = f32;
+
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> weight: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> x: array<vec4<Elem>>;
+@group(0) @binding(2) var<storage, read> weight: array<vec4<Elem>>;
+@group(0) @binding(3) var<storage, read_write> y: array<vec4<Elem>>;
 
 override WORKGROUP: u32 = 8u;
 
@@ -81,13 +84,13 @@ fn main(
         for (var i = 0u; i < params.group_in_vectors; i++) {
             var v: array<vec4<f32>, COVERED>;
             for (var j = 0u; j < COVERED; j++) {
-                v[j] = select(vec4<f32>(), x[at[j] + i], inside[j]);
+                v[j] = select(vec4<f32>(), vec4<f32>(x[at[j] + i]), inside[j]);
             }
             // w[tap][input channel][half of the output channels]
             var w: array<array<array<vec4<f32>, 2>, 4>, TAPS>;
             for (var tx = 0u; tx < TAPS; tx++) {
                 let weight_row = ((ty * TAPS + tx) * params.group_in_vectors + i) * 4u + slot_row;
-                let slot = weight[params.weight_first + weight_row * params.out_vectors + slot_column];
+                let slot = vec4<f32>(weight[params.weight_first + weight_row * params.out_vectors + slot_column]);
                 w[tx][0] = array(subgroupBroadcast(slot, 0u), subgroupBroadcast(slot, 1u));
                 w[tx][1] = array(subgroupBroadcast(slot, 2u), subgroupBroadcast(slot, 3u));
                 w[tx][2] = array(subgroupBroadcast(slot, 4u), subgroupBroadcast(slot, 5u));
@@ -112,9 +115,9 @@ fn main(
         if this_strip < strips && first_pixel + p < params.grid_width {
             let ox = (first_pixel + p) * params.out_step_x + params.out_first_x;
             let to = (y_row + ox) * params.out_vectors + column;
-            y[to] = sum[p][0];
+            y[to] = vec4<Elem>(sum[p][0]);
             if params.group_out_vectors > 1u {
-                y[to + 1u] = sum[p][1];
+                y[to + 1u] = vec4<Elem>(sum[p][1]);
             }
         }
     }

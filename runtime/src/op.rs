@@ -219,6 +219,7 @@ pub struct Lowering<'a> {
     op: &'static str,
     inputs: &'a [TensorDesc],
     outputs: &'a [TensorDesc],
+    element: DType,
     dispatches: Vec<Dispatch>,
     workspaces: Vec<u64>,
 }
@@ -235,8 +236,16 @@ pub struct Lowered {
 impl<'a> Lowering<'a> {
     /// Lowers `op` for the given operands on an adapter with `caps`.
     pub fn run(op: &dyn Op, caps: &Caps, inputs: &[TensorDesc], outputs: &[TensorDesc]) -> Result<Lowered> {
-        let mut lowering =
-            Lowering { caps, op: op.name(), inputs, outputs, dispatches: Vec::new(), workspaces: Vec::new() };
+        let half = inputs.iter().chain(outputs).any(|desc| desc.dtype == DType::F16);
+        let mut lowering = Lowering {
+            caps,
+            op: op.name(),
+            inputs,
+            outputs,
+            element: if half { DType::F16 } else { DType::F32 },
+            dispatches: Vec::new(),
+            workspaces: Vec::new(),
+        };
         op.lower(&mut lowering)?;
         Ok(Lowered { dispatches: lowering.dispatches, workspaces: lowering.workspaces })
     }
@@ -261,15 +270,19 @@ impl<'a> Lowering<'a> {
         self.outputs.get(index).ok_or_else(|| out_of_range("output", index))
     }
 
-    /// Whether the op has operands that are stored in 16 bits. Its kernels that can then take such elements in all bindings
-    /// that are declared with `Elem`.
-    pub fn half(&self) -> bool {
-        self.inputs.iter().chain(self.outputs).any(|desc| desc.dtype == DType::F16)
+    /// The type of what kernels declare with `Elem`: f16 where any operand of the op is.
+    pub fn element(&self) -> DType {
+        self.element
     }
 
-    /// The type of the elements that kernels declare with `Elem`.
-    pub fn element(&self) -> DType {
-        if self.half() { DType::F16 } else { DType::F32 }
+    /// Makes it another one for the launches that follow.
+    pub fn set_element(&mut self, element: DType) {
+        self.element = element;
+    }
+
+    /// A scratch buffer of `count` such elements.
+    pub fn scratch(&mut self, count: usize) -> Operand {
+        self.workspace((count * self.element.bytes()) as u64)
     }
 
     /// A scratch buffer that lives only during this op.
@@ -354,8 +367,7 @@ impl<'a> Lowering<'a> {
         if grid.contains(&0) {
             return wrong(format!("an empty grid {grid:?}"), "at least one workgroup".into());
         }
-        // What an op stores in 16 bits it does so in all of its tensors that may be either.
-        let half = self.half() && kernel.has_half();
+        let half = self.element == DType::F16 && kernel.has_half();
         if half && !self.caps.f16 {
             return wrong("tensors of 16-bit floats".into(), "an adapter whose shaders have them".into());
         }

@@ -3,7 +3,7 @@
 //! `y[n, oy, ox, o] = sum over ky, kx, i of x[n, oy * stride + ky - top, ox * stride + kx - left, i] * weight[ky, kx, i, o]`
 //! with zeros outside x. x `[N, H, W, Cin]`, weight `[KH, KW, Cin / groups, Cout]`, y `[N, OH, OW, Cout]`, where
 //! `OH = (H + top + bottom - KH) / stride + 1`, rounded down. Input and output channels are divided into `groups`, each
-//! a convolution of its own.
+//! a convolution of its own. x and weight are both f32 or both f16, and so is y; the sums are f32.
 
 use crate::case::{Case, OpEntry};
 use crate::host::Array;
@@ -71,7 +71,10 @@ impl Op for Conv2d {
             return Err(Error::shape("conv2d", format!("{} inputs", inputs.len()), "x, weight"));
         };
         let geometry = Geometry::check("conv2d", self, x, weight)?;
-        Ok(vec![TensorDesc::f32(geometry.out_shape())])
+        if x.dtype != weight.dtype {
+            return Err(Error::shape("conv2d", format!("x {x}, weight {weight}"), "elements of one type"));
+        }
+        Ok(vec![TensorDesc { shape: geometry.out_shape(), dtype: x.dtype }])
     }
 
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {

@@ -66,6 +66,11 @@ impl Setting {
         [self.weight[0], self.weight[1]]
     }
 
+    /// Whether operands and results are such as 16-bit floats hold without overflow.
+    fn fits_half(&self) -> bool {
+        self.scale.iter().all(|scale| (1e-2..=1e2).contains(scale))
+    }
+
     /// Whether finite differences are affordable: each element of the operands costs two runs of the reference.
     pub fn differentiable(&self) -> bool {
         let elements = |dims: [usize; 4]| dims.iter().product::<usize>();
@@ -82,8 +87,13 @@ pub(super) fn cases(make: impl Fn(&Setting) -> Case) -> Vec<Case> {
     let tiles = several_tiles()
         .into_iter()
         .flat_map(|setting| Tile::ALL.map(|tile| make(&setting.with(Variant::Tiled(Some(tile))))));
+    let halves = settings().into_iter().filter(|setting| setting.fits_half()).flat_map(|setting| {
+        let variants = [Variant::Tiled(None), Variant::Subgroup, Variant::Direct];
+        variants.map(|variant| make(&setting.with(variant)).half(&[0, 1]))
+    });
     let perf = perf_settings().into_iter().map(|setting| make(&setting).perf());
-    every.chain(tiles).chain(perf).collect()
+    let halves_perf = perf_settings().into_iter().map(|setting| make(&setting).half(&[0, 1]).perf());
+    every.chain(tiles).chain(halves).chain(perf).chain(halves_perf).collect()
 }
 
 fn same(padding: usize) -> Conv2d {

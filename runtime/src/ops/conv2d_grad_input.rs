@@ -1,7 +1,8 @@
 //! Gradient of [`conv2d`](super::conv2d) with respect to its input.
 //!
 //! `dx[n, iy, ix, i] = sum over ky, kx, o of dy[n, (iy + top - ky) / stride, (ix + left - kx) / stride, o] * weight[ky, kx, i, o]`,
-//! over the taps for which both divisions leave no remainder and fall inside dy.
+//! over the taps for which both divisions leave no remainder and fall inside dy. weight and dy are both f32 or both f16, and
+//! so is dx.
 //! weight `[KH, KW, Cin / groups, Cout]`, dy `[N, OH, OW, Cout]` -> dx `[N, H, W, Cin]`.
 //!
 //! With stride s only the taps `ky = (iy + top) mod s, + s, ...` count for row iy, the same for all rows of one
@@ -96,13 +97,13 @@ impl Op for Conv2dGradInput {
         let [weight, dy] = inputs else {
             return Err(Error::shape("conv2d_grad_input", format!("{} inputs", inputs.len()), "weight, dy"));
         };
-        let dx = TensorDesc::f32(self.in_shape(&weight.shape, &dy.shape));
+        let dx = TensorDesc { shape: self.in_shape(&weight.shape, &dy.shape), dtype: dy.dtype };
         let geometry = Geometry::check("conv2d_grad_input", &self.conv, &dx, weight)?;
-        if dy.shape != geometry.out_shape() {
+        if dy.shape != geometry.out_shape() || dy.dtype != weight.dtype {
             return Err(Error::shape(
                 "conv2d_grad_input",
                 format!("dy {dy}"),
-                format!("f32{}, as y", geometry.out_shape()),
+                format!("{}{}, as y", weight.dtype, geometry.out_shape()),
             ));
         }
         Ok(vec![dx])
@@ -162,7 +163,7 @@ fn lower_flip(
 ) -> Result<Operand> {
     let len = Channels::weights(aligned).elements();
     lowering.size(len)?;
-    let flipped = lowering.workspace(4 * len as u64);
+    let flipped = lowering.scratch(len);
     let invocations = aligned.taps() * aligned.in_channels() * aligned.group_out.div_ceil(16);
     let params = FlipParams {
         len: lowering.size(invocations)?,

@@ -3,6 +3,8 @@
 //! `dw[ky, kx, i, o] = sum over n, oy, ox of x[n, oy * stride + ky - top, ox * stride + kx - left, i] * dy[n, oy, ox, o]`
 //! with zeros outside x. x `[N, H, W, Cin]`, dy `[N, OH, OW, Cout]` -> dw `[KH, KW, Cin / groups, Cout]`.
 //!
+//! x and dy are both f32 or both f16; dw is f32.
+//!
 //! The result is small and the sum is long: the output pixels are split among workgroups, and the partial sums are
 //! added in a fixed order by `sum_rows`.
 
@@ -14,7 +16,7 @@ use crate::op::{Cost, Lowering, Op, Operand};
 use crate::ops::conv2d::{Conv2d, signed};
 use crate::ops::convolution::{Channels, DIRECT_WORKGROUP, Geometry, PAD, Path, subgroup_columns, tile_grid};
 use crate::ops::{conv2d_cases, sum_rows};
-use crate::{Error, Result, Shape, TensorDesc};
+use crate::{DType, Error, Result, Shape, TensorDesc};
 
 crate::param_block! {
     /// Parameters of `conv2d_grad_weight.wgsl` and `conv2d_grad_weight_subgroup.wgsl`. Vectors are of four channels.
@@ -253,11 +255,11 @@ impl Op for Conv2dGradWeight {
         };
         let dw = TensorDesc::f32(self.weight_shape(&x.shape, &dy.shape));
         let geometry = Geometry::check("conv2d_grad_weight", &self.conv, x, &dw)?;
-        if dy.shape != geometry.out_shape() {
+        if dy.shape != geometry.out_shape() || dy.dtype != x.dtype {
             return Err(Error::shape(
                 "conv2d_grad_weight",
                 format!("dy {dy}"),
-                format!("f32{}, as y", geometry.out_shape()),
+                format!("{}{}, as y", x.dtype, geometry.out_shape()),
             ));
         }
         Ok(vec![dw])
@@ -279,13 +281,15 @@ impl Op for Conv2dGradWeight {
         let (dw_is, dw_aligned) = (Channels::weights(&geometry), Channels::weights(&aligned));
         let x = x_is.pad(lowering, x, &x_aligned)?;
         let dy = dy_is.pad(lowering, dy, &dy_aligned)?;
-        let to = dw_is.target(lowering, dw, &dw_aligned);
+        // From here on everything but x and dy is f32.
+        let to = if dw_is == dw_aligned { dw } else { lowering.workspace(4 * dw_aligned.elements() as u64) };
         match path {
             Path::Subgroup(size) if suits_strips(&aligned) => {
                 lower_strips(lowering, size, &aligned, [x, dy, to])?
             }
             path => lower_product(lowering, path, &aligned, [x, dy, to])?,
         }
+        lowering.set_element(DType::F32);
         dw_aligned.copy(lowering, to, dw, &dw_is)
     }
 

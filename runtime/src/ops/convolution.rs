@@ -127,10 +127,10 @@ impl Geometry {
             );
         }
         let four = |desc: &TensorDesc| desc.shape.rank() == 4 && desc.shape.elements() > 0;
-        if !four(x) || !four(weight) {
+        if !four(x) || !four(weight) || !x.is_float() || !weight.is_float() {
             return wrong(
                 format!("x {x}, weight {weight}"),
-                "x [N, H, W, Cin] and weight [KH, KW, Cin / groups, Cout], none empty".into(),
+                "x [N, H, W, Cin] and weight [KH, KW, Cin / groups, Cout] of floats, none empty".into(),
             );
         }
         let (channels, groups) = (x.shape.last(), conv.groups);
@@ -484,7 +484,7 @@ impl Channels {
         if self == aligned {
             return Ok(from);
         }
-        let to = lowering.workspace(4 * aligned.elements() as u64);
+        let to = lowering.scratch(aligned.elements());
         self.copy(lowering, from, to, aligned)?;
         Ok(to)
     }
@@ -492,7 +492,7 @@ impl Channels {
     /// Where to write a result that is wanted in `to`: there, or to a scratch buffer of the `aligned` extents, from
     /// which [`Channels::copy`] then has to crop it.
     pub fn target(&self, lowering: &mut Lowering<'_>, to: Operand, aligned: &Self) -> Operand {
-        if self == aligned { to } else { lowering.workspace(4 * aligned.elements() as u64) }
+        if self == aligned { to } else { lowering.scratch(aligned.elements()) }
     }
 
     /// Copies a tensor of these extents to one of the extents `result`. Nothing is done where that is the same buffer.

@@ -4,8 +4,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod modules;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use epl::config::Config;
 use epl::head::{EplSettings, HeadForm};
@@ -16,36 +17,19 @@ use epl_runtime::case::{Case, OpEntry};
 use epl_runtime::kernel::Kernel;
 use epl_runtime::op::{Cost, Dispatch, Lowering, Op, Operand};
 use epl_runtime::{Array, Caps, Plan, PlanOptions, Result as RuntimeResult, TensorDesc};
-use naga::back::{hlsl, msl, pipeline_constants::process_overrides, spv};
-use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy, Layouter};
-use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
-use naga::{AddressSpace, ShaderStage};
+use naga::AddressSpace;
+use naga::proc::Layouter;
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+
+use modules::{Module, parse, parse_kernel, specialize, spir_v, translate};
 
 /// Storage buffers of a stage that WebGPU grants.
 const STORAGE_BUFFERS: usize = 8;
 /// Invocations along each dimension of a workgroup that WebGPU grants.
 const WORKGROUP_SIZE: [u32; 3] = [256, 256, 64];
-/// The Metal language of macOS 11, the first on Apple silicon.
-const METAL_LANGUAGE: (u8, u8) = (2, 3);
 /// Images of the training step that is planned. The largest activation of IR-50 at 112x112 then fits the binding
 /// that WebGPU grants, so that the step can be planned for every adapter.
 const BATCH: usize = 32;
-
-/// What a Vulkan device has of SPIR-V without optional features, and with subgroups and 16-bit floats; modules without
-/// `enable f16` declare none of the latter's, since naga's validator refuses the type there.
-const SPIRV_CAPABILITIES: [spv::Capability; 11] = [
-    spv::Capability::Float16,
-    spv::Capability::StorageBuffer16BitAccess,
-    spv::Capability::UniformAndStorageBuffer16BitAccess,
-    spv::Capability::Shader,
-    spv::Capability::Matrix,
-    spv::Capability::GroupNonUniform,
-    spv::Capability::GroupNonUniformVote,
-    spv::Capability::GroupNonUniformArithmetic,
-    spv::Capability::GroupNonUniformBallot,
-    spv::Capability::GroupNonUniformShuffle,
-    spv::Capability::GroupNonUniformShuffleRelative,
-];
 
 /// The adapters that kernels are chosen for: WebGPU's floor, and the kinds of adapters that choices depend on.
 fn adapters() -> [(&'static str, Caps); 4] {
@@ -104,197 +88,6 @@ fn forms() -> impl Iterator<Item = (&'static Kernel, bool)> {
     let halves =
         |kernel: &'static Kernel| [false, true].into_iter().filter(|&half| !half || kernel.has_half());
     kernels().into_iter().flat_map(move |kernel| halves(kernel).map(move |half| (kernel, half)))
-}
-
-/// A valid module.
-struct Module {
-    module: naga::Module,
-    info: ModuleInfo,
-}
-
-/// Parses and validates WGSL with what WebGPU has without optional features, and subgroups where they are declared.
-fn parse(source: &str, subgroups: bool) -> Result<Module, String> {
-    let module = naga::front::wgsl::parse_str(source).map_err(|error| error.emit_to_string(source))?;
-    let subgroups = if subgroups { Capabilities::SUBGROUP } else { Capabilities::empty() };
-    let half = if is_half(source) { Capabilities::SHADER_FLOAT16 } else { Capabilities::empty() };
-    let allowed = Capabilities::SHADER_FLOAT16_IN_FLOAT32 | subgroups | half;
-    let info = Validator::new(ValidationFlags::all(), allowed)
-        .validate(&module)
-        .map_err(|error| error.emit_to_string(source))?;
-    Ok(Module { module, info })
-}
-
-/// Whether a module asks for 16-bit floats.
-fn is_half(source: &str) -> bool {
-    source.starts_with("enable f16;")
-}
-
-/// A kernel in the form that stores elements in 16 bits, or in 32.
-fn parse_kernel(kernel: &Kernel, half: bool) -> Result<Module, String> {
-    let source = kernel.source_for(half).ok_or("the shader is not in the table")?;
-    parse(&source, kernel.subgroups)
-}
-
-/// The module with its override constants replaced, and nothing but what `entry` uses.
-fn specialize(parsed: &Module, entry: &str, constants: &[(&str, f64)]) -> Result<Module, String> {
-    let constants = constants.iter().map(|(name, value)| (name.to_string(), *value)).collect();
-    let (module, info) =
-        process_overrides(&parsed.module, &parsed.info, Some((ShaderStage::Compute, entry)), &constants)
-            .map_err(|error| error.to_string())?;
-    Ok(Module { module: module.into_owned(), info: info.into_owned() })
-}
-
-/// Translates a specialised module with every writer. `checks` are the bounds and loop checks, which training leaves
-/// out. Writers have been seen to panic, which counts as a fault of the shader here.
-fn translate(module: &Module, entry: &str, checks: bool) -> Result<(), String> {
-    for (name, write) in
-        [("SPIR-V", spir_v as fn(&Module, &str, bool) -> Result<(), String>), ("HLSL", hlsl), ("MSL", msl)]
-    {
-        catch_unwind(AssertUnwindSafe(|| write(module, entry, checks)))
-            .unwrap_or_else(|_| Err("the writer panicked".into()))
-            .map_err(|error| format!("{name}: {error}"))?;
-    }
-    Ok(())
-}
-
-fn bindings(module: &Module) -> impl Iterator<Item = naga::ResourceBinding> {
-    module.module.global_variables.iter().filter_map(|(_, variable)| variable.binding)
-}
-
-fn bounds_checks(checks: bool) -> BoundsCheckPolicies {
-    let policy = if checks { BoundsCheckPolicy::Restrict } else { BoundsCheckPolicy::Unchecked };
-    BoundsCheckPolicies { index: policy, buffer: policy, image_load: policy, binding_array: policy }
-}
-
-fn spir_v(module: &Module, entry: &str, checks: bool) -> Result<(), String> {
-    let options = spv::Options {
-        // Vulkan 1.1, the first with subgroups.
-        lang_version: (1, 3),
-        fake_missing_bindings: false,
-        binding_map: bindings(module)
-            .map(|at| {
-                let info = spv::BindingInfo {
-                    descriptor_set: at.group,
-                    binding: at.binding,
-                    binding_array_size: None,
-                };
-                (at, info)
-            })
-            .collect(),
-        capabilities: Some(SPIRV_CAPABILITIES.into_iter().collect()),
-        bounds_check_policies: bounds_checks(checks),
-        zero_initialize_workgroup_memory: if checks {
-            spv::ZeroInitializeWorkgroupMemoryMode::Polyfill
-        } else {
-            spv::ZeroInitializeWorkgroupMemoryMode::None
-        },
-        force_loop_bounding: checks,
-        emit_int_div_checks: checks,
-        // No kernel has inputs or outputs between stages, and an adapter may lack them in 16 bits.
-        use_storage_input_output_16: false,
-        ..spv::Options::default()
-    };
-    let pipeline = spv::PipelineOptions { shader_stage: ShaderStage::Compute, entry_point: entry.into() };
-    let words = spv::write_vec(&module.module, &module.info, &options, Some(&pipeline))
-        .map_err(|error| error.to_string())?;
-    // naga looks some of them up in the list above, but not those of scalar types.
-    let granted = SPIRV_CAPABILITIES.map(|capability| capability as u32);
-    match declared_capabilities(&words).into_iter().find(|capability| !granted.contains(capability)) {
-        Some(capability) => Err(format!("capability {capability}, which the device was not asked for")),
-        None => Ok(()),
-    }
-}
-
-/// The operands of a SPIR-V module's `OpCapability` instructions (SPIR-V specification, 2.3 and 3.49.12).
-fn declared_capabilities(words: &[u32]) -> Vec<u32> {
-    const HEADER: usize = 5;
-    const OP_CAPABILITY: u32 = 17;
-    let mut found = Vec::new();
-    let mut rest = &words[HEADER..];
-    while let [first, ..] = rest {
-        let (opcode, length) = (first & 0xffff, (first >> 16) as usize);
-        if opcode == OP_CAPABILITY {
-            found.push(rest[1]);
-        }
-        rest = &rest[length..];
-    }
-    assert!(found.contains(&(spv::Capability::Shader as u32)), "every module declares that it is a shader");
-    found
-}
-
-/// Whether a module has 16-bit floats.
-fn half_floats(module: &Module) -> bool {
-    let scalar = |inner: &naga::TypeInner| inner.scalar();
-    module.module.types.iter().any(|(_, item)| scalar(&item.inner) == Some(naga::Scalar::F16))
-}
-
-fn hlsl(module: &Module, entry: &str, checks: bool) -> Result<(), String> {
-    let options = hlsl::Options {
-        // The first with 16-bit floats; the least that any adapter with DX12 and this backend has of the others is 6.0.
-        shader_model: if half_floats(module) { hlsl::ShaderModel::V6_2 } else { hlsl::ShaderModel::V6_0 },
-        fake_missing_bindings: false,
-        binding_map: bindings(module)
-            .map(|at| {
-                let target = hlsl::BindTarget {
-                    space: 0,
-                    register: at.binding,
-                    restrict_indexing: checks,
-                    ..hlsl::BindTarget::default()
-                };
-                (at, target)
-            })
-            .collect(),
-        zero_initialize_workgroup_memory: checks,
-        restrict_indexing: checks,
-        force_loop_bounding: checks,
-        ..hlsl::Options::default()
-    };
-    let pipeline = hlsl::PipelineOptions { entry_point: Some((ShaderStage::Compute, entry.into())) };
-    let mut text = String::new();
-    let reflection = hlsl::Writer::new(&mut text, &options, &pipeline)
-        .write(&module.module, &module.info, None)
-        .map_err(|error| error.to_string())?;
-    entry_point_written(reflection.entry_point_names.into_iter().map(|name| name.map_err(|e| e.to_string())))
-}
-
-fn msl(module: &Module, entry: &str, checks: bool) -> Result<(), String> {
-    let slot = |binding: u32| u8::try_from(binding).expect("a kernel has few bindings");
-    let resources = msl::EntryPointResources {
-        resources: bindings(module)
-            .map(|at| {
-                let target = msl::BindTarget {
-                    buffer: Some(slot(at.binding)),
-                    mutable: true,
-                    ..msl::BindTarget::default()
-                };
-                (at, target)
-            })
-            .collect(),
-        immediates_buffer: None,
-        sizes_buffer: Some(slot(30)),
-    };
-    let options = msl::Options {
-        lang_version: METAL_LANGUAGE,
-        per_entry_point_map: [(entry.to_string(), resources)].into_iter().collect(),
-        fake_missing_bindings: false,
-        bounds_check_policies: bounds_checks(checks),
-        zero_initialize_workgroup_memory: checks,
-        force_loop_bounding: checks,
-        emit_int_div_checks: checks,
-        ..msl::Options::default()
-    };
-    let pipeline = msl::PipelineOptions {
-        entry_point: Some((ShaderStage::Compute, entry.into())),
-        ..msl::PipelineOptions::default()
-    };
-    let (_, translation) = msl::write_string(&module.module, &module.info, &options, &pipeline)
-        .map_err(|error| error.to_string())?;
-    entry_point_written(translation.entry_point_names.into_iter().map(|name| name.map_err(|e| e.to_string())))
-}
-
-/// Writers report an entry point that they had to leave out beside the text.
-fn entry_point_written(mut names: impl Iterator<Item = Result<String, String>>) -> Result<(), String> {
-    names.next().ok_or("the entry point was not written")?.map(|_| ())
 }
 
 /// What of a specialised module exceeds an adapter's limits.
