@@ -1,5 +1,5 @@
 // Stochastic gradient descent with momentum, four elements an invocation, in place (PyTorch's rule):
-// g = scale * grad + weight_decay * w; v = momentum * v + g; w -= lr * v. Grid folded into two dimensions.
+// g = scale * grad + weight_decay * w; v = momentum * v + g; w -= lr * v, and the first weights kept from below a floor. Grid folded into two dimensions.
 // `sgd_tail` does the elements that do not fill the vectors.
 
 struct Params {
@@ -9,6 +9,9 @@ struct Params {
     weight_decay: f32,
     // 1: the gradient is multiplied by scale[0], and 0 there leaves everything as it is.
     scaled: u32,
+    // So many of the first weights never fall below the floor.
+    floored: u32,
+    floor: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -37,5 +40,8 @@ fn main(
     let w = weight[i];
     let v = params.momentum * velocity[i] + (factor * grad[i] + params.weight_decay * w);
     velocity[i] = v;
-    weight[i] = w - lr[0] * v;
+    let next = w - lr[0] * v;
+    // A NaN compares false and stays one.
+    let floored = (vec4(4u * i) + vec4(0u, 1u, 2u, 3u)) < vec4(params.floored);
+    weight[i] = select(next, vec4(params.floor), floored & (next < vec4(params.floor)));
 }

@@ -6,6 +6,9 @@ struct Params {
     weight_decay: f32,
     // 1: the gradient is multiplied by scale[0], and 0 there leaves everything as it is.
     scaled: u32,
+    // So many of the first weights never fall below the floor.
+    floored: u32,
+    floor: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -30,5 +33,7 @@ fn main(@builtin(global_invocation_id) global: vec3<u32>) {
     let w = weight[i];
     let v = params.momentum * velocity[i] + (factor * grad[i] + params.weight_decay * w);
     velocity[i] = v;
-    weight[i] = w - lr[0] * v;
+    let next = w - lr[0] * v;
+    // A NaN compares false and stays one.
+    weight[i] = select(next, params.floor, i < params.floored && next < params.floor);
 }

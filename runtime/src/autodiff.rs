@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::graph::{Graph, Node};
 use crate::op::{Gradient, Operand, Record, TensorId};
 use crate::ops::{add, fill};
-use crate::{Error, Result};
+use crate::{DType, Error, Result};
 
 /// Appends the ops that compute the gradient of `loss` (one element) with respect to each tensor of `wrt`.
 /// Gradients of tensors that are used several times are added in a fixed order. Fails where an op on the way has no
@@ -138,8 +138,9 @@ pub fn backward_from(
         let result = gradient.result;
         for ((&input, found), needed) in node.inputs.iter().zip(result).zip(needed) {
             let Some(found) = found.filter(|_| needed) else { continue };
+            // What is stored in 16 bits, such as a copy of weights, may have a gradient that is not.
             let (want, got) = (graph.desc(input).clone(), graph.desc(found).clone());
-            if want != got {
+            if got != want && got != want.with(DType::F32) {
                 return Err(Error::shape(
                     node.op.name(),
                     format!("a gradient {got} for an input {want}"),

@@ -261,7 +261,8 @@ fn live_nodes(graph: &Graph) -> Vec<usize> {
         let matters = !node.op.updates().is_empty()
             || node.outputs.iter().any(|id| wanted.contains(id) || persistent(id));
         if matters {
-            wanted.extend(node.inputs.iter().copied());
+            // Whoever makes the memory that a view shows is wanted as well.
+            wanted.extend(node.inputs.iter().flat_map(|&id| [id, graph.root(id).0]));
             live.push(index);
         }
     }

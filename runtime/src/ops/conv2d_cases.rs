@@ -182,7 +182,8 @@ mod tests {
     use crate::ops::{conv2d_grad_input, conv2d_grad_weight};
     use crate::{Shape, TensorDesc};
 
-    const CPU: Caps = Caps { cpu: true, subgroups: Some(SubgroupSizes { min: 8, max: 8 }), ..Caps::WEBGPU };
+    const CPU: Caps =
+        Caps { cpu: true, f16: true, subgroups: Some(SubgroupSizes { min: 8, max: 8 }), ..Caps::WEBGPU };
 
     fn lower(op: &dyn Op, caps: &Caps, inputs: &[TensorDesc]) -> Lowered {
         let outputs = op.infer(inputs).unwrap();
@@ -204,7 +205,8 @@ mod tests {
             let mut reached = BTreeSet::new();
             for case in (entry.cases)().iter().filter(|case| !case.perf) {
                 let inputs: Vec<_> = case.inputs.iter().map(|input| input.desc().clone()).collect();
-                for caps in [CPU, Caps { cpu: false, ..CPU }, Caps::WEBGPU] {
+                let all = [CPU, Caps { cpu: false, ..CPU }, Caps::WEBGPU];
+                for caps in all.into_iter().filter(|caps| case.runs_on(caps)) {
                     reached.extend(kernels(&lower(&*case.op, &caps, &inputs)));
                 }
             }

@@ -23,10 +23,12 @@ pub mod fill;
 pub mod grad_norm;
 pub mod image_input;
 pub mod l2_normalize;
+pub mod loss_scale;
 pub mod matmul;
 pub mod prelu;
 pub mod reshape;
 pub mod scale;
+pub mod scale_by;
 pub mod scale_rows;
 pub mod sgd;
 pub mod slice_rows;
@@ -59,10 +61,12 @@ pub const REGISTRY: &[OpEntry] = &[
     image_input::ENTRY,
     l2_normalize::ENTRY,
     l2_normalize::GRAD_ENTRY,
+    loss_scale::ENTRY,
     matmul::ENTRY,
     prelu::ENTRY,
     prelu::GRAD_ENTRY,
     scale::ENTRY,
+    scale_by::ENTRY,
     scale_rows::ENTRY,
     sgd::ENTRY,
     slice_rows::ENTRY,

@@ -2,6 +2,7 @@
 //!
 //! PyTorch's rule (`torch.optim.SGD` without dampening or Nesterov): `g = scale * grad + weight_decay * w`,
 //! `v = momentum * v + g`, `w = w - lr * v`. `v` starts at 0, which is PyTorch's first step, `v = g`.
+//! The first weights may have a floor that they never fall below: `w = max(w, floor)` after the step.
 //! A scale of 0 leaves weights and momentum as they are: the step is not taken (see [`step_factor`](super::step_factor)).
 //! Learning rate and scale are tensors: they change from step to step, and the scale is computed on the GPU.
 
@@ -24,6 +25,10 @@ crate::param_block! {
         weight_decay: f32,
         /// 1: the gradient is multiplied by the scale.
         scaled: u32,
+        /// Of the elements, the first ones that never fall below the floor.
+        floored: u32,
+        /// The floor.
+        floor: f32,
     }
 }
 
@@ -78,6 +83,17 @@ pub struct Sgd {
     pub momentum: f32,
     /// Factor of the weight that is added to the gradient.
     pub weight_decay: f32,
+    /// A floor of the first elements, for example of PReLU slopes that have to stay positive.
+    pub floor: Option<Floor>,
+}
+
+/// The first elements of a tensor, and what they never fall below.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Floor {
+    /// How many.
+    pub elements: usize,
+    /// What they never fall below.
+    pub least: f32,
 }
 
 impl Op for Sgd {
@@ -96,6 +112,9 @@ impl Op for Sgd {
         if grad != weight || velocity != weight {
             return wrong(format!("grad {grad}, velocity {velocity}"), format!("{weight}, as weight"));
         }
+        if self.floor.is_some_and(|floor| floor.elements > weight.shape.elements()) {
+            return wrong(format!("{:?} of {weight}", self.floor), "a floor for no more elements".into());
+        }
         if !(1..=2).contains(&scalars.len()) || scalars.iter().any(|s| *s != TensorDesc::f32([1])) {
             return wrong(format!("{scalars:?} after velocity"), "lr f32[1] and perhaps scale f32[1]".into());
         }
@@ -112,13 +131,18 @@ impl Op for Sgd {
         let scaled = lowering.input(4).is_ok();
         // A kernel has one set of bindings: without a scale, the learning rate fills its place and is not read there.
         let scale = if scaled { Operand::Input(4) } else { lr };
-        let params = |len: u64, lowering: &Lowering<'_>| -> Result<SgdParams> {
+        let Floor { elements, least } = self.floor.unwrap_or(Floor { elements: 0, least: 0.0 });
+        // For the `len` items of `width` elements from byte `offset` on.
+        let params = |len: u64, width: u64, offset: u64, lowering: &Lowering<'_>| -> Result<SgdParams> {
+            let floored = (elements as u64).saturating_sub(offset / 4).min(len * width);
             let len = lowering.size(usize::try_from(len).unwrap_or(usize::MAX))?;
             Ok(SgdParams {
                 len,
                 momentum: self.momentum,
                 weight_decay: self.weight_decay,
                 scaled: u32::from(scaled),
+                floored: lowering.size(usize::try_from(floored).unwrap_or(usize::MAX))?,
+                floor: least,
             })
         };
         let bindings = |range: (u64, u64)| {
@@ -135,7 +159,7 @@ impl Op for Sgd {
                 lowering.dispatch_ranges(
                     &VECTORS,
                     &[("WORKGROUP", WORKGROUP as f64)],
-                    &params(vectors, lowering)?,
+                    &params(vectors, 4, offset, lowering)?,
                     &bindings((offset, length - tail)),
                     grid,
                 )?;
@@ -145,7 +169,7 @@ impl Op for Sgd {
                 lowering.dispatch_ranges(
                     &TAIL,
                     &[("WORKGROUP", TAIL_WORKGROUP as f64)],
-                    &params(tail / 4, lowering)?,
+                    &params(tail / 4, 1, offset + length - tail, lowering)?,
                     &bindings((offset + length - tail, tail)),
                     grid,
                 )?;
@@ -164,7 +188,9 @@ impl Op for Sgd {
         let v = Array::from_fn(weight.shape.clone(), |i| {
             momentum * velocity.data[i] + scale * grad.data[i] + decay * weight.data[i]
         });
-        let w = Array::from_fn(weight.shape.clone(), |i| weight.data[i] - lr.item() * v.data[i]);
+        let Floor { elements, least } = self.floor.unwrap_or(Floor { elements: 0, least: 0.0 });
+        let kept = |i: usize, w: f64| if i < elements && w < f64::from(least) { f64::from(least) } else { w };
+        let w = Array::from_fn(weight.shape.clone(), |i| kept(i, weight.data[i] - lr.item() * v.data[i]));
         vec![w, v]
     }
 
@@ -183,7 +209,8 @@ fn cases() -> Vec<Case> {
         inputs.extend(scale.map(|scale| floats(&[scale])));
         Case::new(label, op, inputs)
     };
-    let usual = Sgd { momentum: 0.9, weight_decay: 5e-4 };
+    let usual = Sgd { momentum: 0.9, weight_decay: 5e-4, floor: None };
+    let floored = |elements: usize| Sgd { floor: Some(Floor { elements, least: 0.01 }), ..usual };
     let flat = constant([4 << 20], 0.1);
     vec![
         case("one element", 1, None, usual),
@@ -203,7 +230,10 @@ fn cases() -> Vec<Case> {
                 floats(&[0.0]),
             ],
         ),
-        case("no momentum, no decay", 333, None, Sgd { momentum: 0.0, weight_decay: 0.0 }),
+        case("no momentum, no decay", 333, None, Sgd { momentum: 0.0, weight_decay: 0.0, floor: None }),
+        case("a floor within the vectors", 1027, None, floored(70)),
+        case("a floor for all but the last", 1027, Some(0.5), floored(1026)),
+        case("a floor for all, and no step", 1027, Some(0.0), floored(1027)),
         Case::new("perf", usual, vec![flat.clone(), flat.clone(), flat, floats(&[0.05])]).perf(),
     ]
 }
@@ -219,9 +249,10 @@ mod tests {
         for len in [1, 3, 63, 64, 65, 191, 192, 193, 500, 767, 768] {
             let flat = TensorDesc::f32([len]);
             let inputs = [flat.clone(), flat.clone(), flat, TensorDesc::f32([1])];
-            let op = Sgd { momentum: 0.9, weight_decay: 0.0 };
+            let op =
+                Sgd { momentum: 0.9, weight_decay: 0.0, floor: Some(Floor { elements: 300, least: 0.0 }) };
             let lowered = Lowering::run(&op, &caps, &inputs, &[]).unwrap();
-            let mut end = 0;
+            let (mut end, mut floored) = (0, 0);
             for dispatch in &lowered.dispatches {
                 let (offset, bytes) = dispatch.bindings[0].range.unwrap();
                 let params: SgdParams = bytemuck::pod_read_unaligned(&dispatch.params);
@@ -230,15 +261,17 @@ mod tests {
                 assert_eq!(offset % 256, 0, "{len} elements");
                 assert!(bytes <= 1000);
                 assert_eq!(bytes, u64::from(params.len) * element);
+                floored += params.floored * u32::from(params.floored <= bytes as u32 / 4);
                 end = offset + bytes;
             }
             assert_eq!(end, 4 * len as u64);
+            assert_eq!(floored as usize, len.min(300), "{len} elements");
         }
     }
 
     #[test]
     fn two_steps_by_hand() {
-        let op = Sgd { momentum: 0.5, weight_decay: 0.1 };
+        let op = Sgd { momentum: 0.5, weight_decay: 0.1, floor: None };
         let array = |v: f64| Array::new([1], vec![v]);
         // g = 2 + 0.1; v = 2.1; w = 1 - 0.1 * 2.1
         let first = op.reference(&[array(1.0), array(2.0), array(0.0), array(0.1)]);
