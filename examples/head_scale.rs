@@ -241,7 +241,7 @@ impl Head {
         let inputs = HeadInputs { embedding, labels, weight, queue, bias: None, sampled: tensors };
         let pass = HeadPass { empirical_branch: epl.is_some(), tile: None };
         let outputs = head_loss(&mut graph, inputs, &settings, pass)?;
-        let rule = Sgd { momentum: 0.9, weight_decay: 5e-4 };
+        let rule = Sgd { momentum: 0.9, weight_decay: 5e-4, floor: None };
         let gradient = match outputs.prototypes {
             Some(prototypes) => {
                 let gradients = backward(&mut graph, outputs.loss, &[embedding])?;

@@ -39,7 +39,7 @@ fn main() -> anyhow::Result<()> {
 
     // The update is an op that writes its persistent inputs in place. It was recorded last, so it runs last.
     graph.set_scope("optimizer");
-    let rule = sgd::Sgd { momentum: 0.5, weight_decay: 0.0 };
+    let rule = sgd::Sgd { momentum: 0.5, weight_decay: 0.0, floor: None };
     for gradient in gradients {
         sgd::sgd(&mut graph, weight, gradient, momentum, lr, None, rule)?;
     }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use epl::config::Precision;
 use epl::head::{EplSettings, HeadSettings};
 use epl::model::{Head, Model, ModelSpec};
 use epl::nn::input::packed_bytes;
@@ -42,6 +43,7 @@ fn main() -> anyhow::Result<()> {
         clip_head: true,
         halt: true,
         empirical: true,
+        precision: Precision::F32,
         seed: 1,
     };
     let recorded = record_step(&model.spec, &options)?;

@@ -191,7 +191,7 @@ fn record(golden: &Golden, form: Form) -> Recorded {
         // Without momentum and decay, the velocity after the step is the gradient.
         let velocity = graph.persistent("velocity", golden.tensor("weight").desc(), "test").unwrap();
         let lr = graph.persistent("lr", TensorDesc::f32([1]), "test").unwrap();
-        let rule = Sgd { momentum: 0.0, weight_decay: 0.0 };
+        let rule = Sgd { momentum: 0.0, weight_decay: 0.0, floor: None };
         prototypes.apply(&mut graph, velocity, lr, rule, None).unwrap();
         outputs.push(("grad_weight", velocity));
     }

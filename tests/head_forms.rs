@@ -68,7 +68,7 @@ fn compute(device: &Arc<Device>, settings: &HeadSettings, branch: bool, form: He
         // Without momentum and decay, the velocity after the step is the gradient.
         let velocity = graph.persistent("velocity", table, "test").unwrap();
         let lr = graph.persistent("lr", TensorDesc::f32([1]), "test").unwrap();
-        let rule = Sgd { momentum: 0.0, weight_decay: 0.0 };
+        let rule = Sgd { momentum: 0.0, weight_decay: 0.0, floor: None };
         prototypes.apply(&mut graph, velocity, lr, rule, None).unwrap();
         read.push(("gradient of the prototypes", velocity));
     }

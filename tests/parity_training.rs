@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use epl::config::Precision;
 use epl::data::Image;
 use epl::eval::embedder::Embedder;
 use epl::head::{EplSettings, HeadForm, HeadSettings};
@@ -101,6 +102,7 @@ fn step_options(empirical: bool) -> StepOptions {
         clip_head: true,
         halt: true,
         empirical,
+        precision: Precision::F32,
         seed: 1,
     }
 }

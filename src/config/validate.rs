@@ -3,7 +3,7 @@
 use std::f64::consts::FRAC_PI_2;
 use std::fmt::Display;
 
-use super::{Config, Precision, Schedule};
+use super::{Config, Schedule};
 use crate::data::augment::Change;
 use crate::head::{HeadForm, HeadKind};
 use crate::nn::network::{MAX_BLOCKS, MAX_EMBEDDING, MAX_INPUT, MAX_WIDTH, Network, architectures};
@@ -25,19 +25,8 @@ fn require(ok: bool, key: &str, found: impl Display, expected: &str) -> Result<(
     ))
 }
 
-/// Fails, for a value that is well-formed but that this version cannot honour, unless `ok`.
-fn available(ok: bool, key: &str, found: impl Display, supported: &str) -> Result<()> {
-    if ok {
-        return Ok(());
-    }
-    Err(Error::usage(
-        format!("`{key}`: {found} is not available in this version; supported: {supported}"),
-        format!("set `{key}` to a supported value or leave it out"),
-    ))
-}
-
 impl Config {
-    /// Checks every value that has a range, and refuses what this version does not support.
+    /// Checks every value that has a range.
     ///
     /// # Errors
     /// [`Error::Usage`] for the first value that is wrong, naming its key.
@@ -259,7 +248,6 @@ impl Config {
             format!("{} batches of {}", train.accumulate, train.batch_size),
             &format!("at most {MAX_BATCH} images a step"),
         )?;
-        available(train.precision == Precision::F32, "train.precision", "\"mixed\"", "\"f32\"")?;
         require(train.log_every >= 1, "train.log_every", train.log_every, "1 or more")?;
         require(
             (-1.0..=1.0).contains(&train.hard_cosine),

@@ -100,7 +100,7 @@ impl PrototypeStep {
 
     /// Records the norm `[1]` of the prototypes' gradient, without a step.
     pub fn norm(&self, record: &mut dyn Record, velocity: TensorId, lr: TensorId) -> Result<TensorId> {
-        let rule = Sgd { momentum: 0.0, weight_decay: 0.0 };
+        let rule = Sgd { momentum: 0.0, weight_decay: 0.0, floor: None };
         class_grad_norm(record, self.op(rule), self.operands(velocity, lr))
     }
 

@@ -17,7 +17,7 @@ const SOFTMAX: ClassLoss =
 const UNIFACE: ClassLoss = ClassLoss::UniFace(UniFaceLoss { margin: 0.4, scale: 64.0, k: 0.0 });
 
 fn update(loss: ClassLoss) -> ClassUpdate {
-    let rule = Sgd { momentum: 0.9, weight_decay: 5e-4 };
+    let rule = Sgd { momentum: 0.9, weight_decay: 5e-4, floor: None };
     ClassUpdate { loss, upstream: 0.125, rule, sampled: false, tile: Some(64) }
 }
 

@@ -35,6 +35,7 @@ pub fn forward<L: Layers>(network: &Network, layers: &mut L, images: L::Tensor) 
         }
     }
     let x = layers.batch_norm("bn4", x, BatchNorm::new(cin))?;
+    let x = layers.single(x)?;
     let x = layers.dropout(x, network.dropout)?;
     let window = network.last_extent();
     let x = layers.convolution("fc5", x, convolution(cin, network.embedding, window, 1, 0))?;

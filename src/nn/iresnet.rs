@@ -32,6 +32,7 @@ pub fn forward<L: Layers>(network: &Network, layers: &mut L, images: L::Tensor) 
         }
     }
     let x = layers.batch_norm("bn2", x, BatchNorm::new(cin))?;
+    let x = layers.single(x)?;
     let x = layers.dropout(x, network.dropout)?;
     let extent = network.last_extent();
     // PyTorch's default for a linear layer: Kaiming uniform with a = sqrt(5), which is this bound for weights and bias.

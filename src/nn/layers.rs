@@ -83,6 +83,12 @@ pub trait Layers {
     /// The sum of two tensors, recorded as a part of module `name`.
     fn add(&mut self, name: &str, a: Self::Tensor, b: Self::Tensor) -> Result<Self::Tensor>;
 
+    /// What comes next is computed in 32 bits, whatever came before: from here to the embedding, where there is little to
+    /// compute and rounding shows.
+    fn single(&mut self, x: Self::Tensor) -> Result<Self::Tensor> {
+        Ok(x)
+    }
+
     /// Dropout, where the network is trained.
     fn dropout(&mut self, x: Self::Tensor, probability: f32) -> Result<Self::Tensor>;
 
@@ -98,6 +104,8 @@ pub trait Layers {
 pub struct ParameterList {
     /// The parameters so far.
     pub specs: Vec<ParameterSpec>,
+    /// Whether 32 bits were asked for.
+    single: bool,
 }
 
 impl ParameterList {
@@ -112,7 +120,8 @@ impl Layers for ParameterList {
     fn convolution(&mut self, name: &str, (): (), layer: Convolution) -> Result<()> {
         let Convolution { cin, cout, kernel: [kh, kw], groups, initial, .. } = layer;
         let shape = [cout, cin / groups.max(1), kh, kw];
-        self.push(format!("{name}.weight"), &shape, Layout::Convolution, Role::Weight, initial);
+        let role = if self.single { Role::Weight } else { Role::Window };
+        self.push(format!("{name}.weight"), &shape, Layout::Convolution, role, initial);
         Ok(())
     }
 
@@ -143,6 +152,11 @@ impl Layers for ParameterList {
     }
 
     fn add(&mut self, _name: &str, (): (), (): ()) -> Result<()> {
+        Ok(())
+    }
+
+    fn single(&mut self, (): ()) -> Result<()> {
+        self.single = true;
         Ok(())
     }
 

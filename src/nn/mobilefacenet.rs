@@ -46,6 +46,7 @@ pub fn forward<L: Layers>(network: &Network, layers: &mut L, images: L::Tensor) 
     let x = unit(layers, "conv_sep", x, convolution(2 * width, last, [1, 1], 1, 0, 1))?;
     let all = convolution(last, last, network.last_extent(), 1, 0, last);
     let x = linear_unit(layers, "features.layers.0", x, all)?;
+    let x = layers.single(x)?;
     let x = layers.dropout(x, network.dropout)?;
     let features = network.embedding;
     let initial = Initial::Normal((2.0 / features as f32).sqrt());

@@ -293,7 +293,7 @@ mod tests {
             let inside = entry.offset >= offset && entry.offset < offset + count as u64 * 4;
             match entry.spec.role {
                 Role::Slope => assert!(inside, "{}", entry.spec.name),
-                Role::Weight => assert!(!inside, "{}", entry.spec.name),
+                Role::Weight | Role::Window => assert!(!inside, "{}", entry.spec.name),
                 Role::Statistic => {}
             }
         }

@@ -8,7 +8,8 @@
 use std::collections::HashMap;
 
 use epl_runtime::graph::VIEW_ALIGNMENT;
-use epl_runtime::{Graph, HostTensor, Shape, Store, TensorDesc, TensorId};
+use epl_runtime::ops::cast::cast;
+use epl_runtime::{DType, Graph, HostTensor, Shape, Store, TensorDesc, TensorId};
 
 use crate::{Error, Result};
 
@@ -17,6 +18,8 @@ use crate::{Error, Result};
 pub enum Role {
     /// Trained by gradient.
     Weight,
+    /// The weights of a convolution: trained by gradient, and computed with in 16 bits where activations are stored so.
+    Window,
     /// A PReLU slope: trained, then clamped from below after every step.
     Slope,
     /// Not trained by gradient: running statistics, frozen weights.
@@ -134,22 +137,30 @@ pub struct Parameters {
     trained_bytes: u64,
     statistics_bytes: u64,
     slopes: (u64, u64),
+    windows: (u64, u64),
 }
 
+/// What offsets in an arena are multiples of: of a view's alignment, also where elements take half as many bytes.
+const ALIGNMENT: u64 = 2 * VIEW_ALIGNMENT;
+
 impl Parameters {
-    /// Places `specs`: slopes first and together, then the other weights in the given order.
+    /// Places `specs`: slopes first and together, then the windows of convolutions, then the other weights, all in the given
+    /// order.
     pub fn new(specs: Vec<ParameterSpec>) -> Result<Self> {
         let mut placed = Self::default();
         let mut entries: Vec<Entry> = specs.into_iter().map(|spec| Entry { spec, offset: 0 }).collect();
         let (mut trained, mut statistics) = (0u64, 0u64);
-        for role in [Role::Slope, Role::Weight, Role::Statistic] {
+        for role in [Role::Slope, Role::Window, Role::Weight, Role::Statistic] {
+            let first = trained;
             for entry in entries.iter_mut().filter(|entry| entry.spec.role == role) {
                 let end = if role == Role::Statistic { &mut statistics } else { &mut trained };
                 entry.offset = *end;
-                *end += entry.spec.desc().bytes().next_multiple_of(VIEW_ALIGNMENT);
+                *end += entry.spec.desc().bytes().next_multiple_of(ALIGNMENT);
             }
-            if role == Role::Slope {
-                placed.slopes = (0, trained);
+            match role {
+                Role::Slope => placed.slopes = (first, trained - first),
+                Role::Window => placed.windows = (first, trained - first),
+                Role::Weight | Role::Statistic => {}
             }
         }
         for (position, entry) in entries.iter().enumerate() {
@@ -196,6 +207,12 @@ impl Parameters {
         (bytes > 0).then_some((offset, (bytes / 4) as usize))
     }
 
+    /// Byte offset and elements of the windows of convolutions, which lie together; `None` where there are none.
+    pub fn windows(&self) -> Option<(u64, usize)> {
+        let (offset, bytes) = self.windows;
+        (bytes > 0).then_some((offset, (bytes / 4) as usize))
+    }
+
     /// Declares the arenas and a view of every parameter in `graph`.
     pub fn declare(&self, graph: &mut Graph) -> Result<Declared> {
         let weights = graph.persistent(WEIGHTS, TensorDesc::f32([self.arena_elements()]), "weights")?;
@@ -210,18 +227,18 @@ impl Parameters {
         for entry in &self.entries {
             let base = match entry.spec.role {
                 Role::Statistic => statistics.unwrap_or(weights),
-                Role::Weight | Role::Slope => weights,
+                Role::Weight | Role::Window | Role::Slope => weights,
             };
             let id = graph.view(base, &entry.spec.name, entry.offset, entry.spec.desc())?;
             views.insert(entry.spec.name.clone(), id);
         }
-        Ok(Declared { weights, views })
+        Ok(Declared { weights, views, halves: HashMap::new() })
     }
 
     fn arena(&self, entry: &Entry) -> &'static str {
         match entry.spec.role {
             Role::Statistic => STATISTICS,
-            Role::Weight | Role::Slope => WEIGHTS,
+            Role::Weight | Role::Window | Role::Slope => WEIGHTS,
         }
     }
 
@@ -283,9 +300,36 @@ pub struct Declared {
     /// The arena of trained parameters.
     pub weights: TensorId,
     views: HashMap<String, TensorId>,
+    /// Copies in 16 bits.
+    halves: HashMap<String, TensorId>,
 }
 
 impl Declared {
+    /// Records a copy of the windows of convolutions in 16 bits, one launch for all of them, and takes it where such are asked
+    /// for from then on. It is made anew in every step, so that there is nothing else to keep in step with the weights.
+    pub fn in_half(&mut self, graph: &mut Graph, parameters: &Parameters) -> Result<()> {
+        let Some((first, elements)) = parameters.windows() else { return Ok(()) };
+        graph.set_scope("weights in 16 bits");
+        let windows = graph.view(self.weights, "windows", first, TensorDesc::f32([elements]))?;
+        let all = cast(graph, windows, DType::F16)?;
+        for entry in parameters.entries.iter().filter(|entry| entry.spec.role == Role::Window) {
+            let name = &entry.spec.name;
+            let desc = entry.spec.desc().with(DType::F16);
+            let view = graph.view(all, &format!("{name} in 16 bits"), (entry.offset - first) / 2, desc)?;
+            self.halves.insert(name.clone(), view);
+        }
+        Ok(())
+    }
+
+    /// The tensor that a convolution with the weights `name` computes with where activations have elements of type
+    /// `element`: the parameter itself, or its copy in 16 bits. Gradients are of that.
+    pub fn computed_with(&self, name: &str, element: DType) -> Result<TensorId> {
+        match self.halves.get(name) {
+            Some(&half) if element == DType::F16 => Ok(half),
+            _ => self.get(name),
+        }
+    }
+
     /// The tensor of parameter `name`.
     pub fn get(&self, name: &str) -> Result<TensorId> {
         self.views.get(name).copied().ok_or_else(|| {

@@ -1,11 +1,13 @@
 //! Networks as ops of a graph: images and activations are `[N, H, W, C]` there.
 
 use epl_runtime::ops::{
-    add, add_bias, batch_norm, batch_norm_eval, conv2d,
+    add, add_bias, batch_norm, batch_norm_eval,
+    cast::cast,
+    conv2d,
     dropout::{self, Dropout},
     prelu, reshape,
 };
-use epl_runtime::{Graph, Record, TensorId};
+use epl_runtime::{DType, Graph, Record, TensorId};
 
 use crate::Result;
 use crate::nn::layers::{BATCH_NORM_EPS, BatchNorm, Convolution, Layers, Linear};
@@ -45,7 +47,8 @@ impl Layers for Recorder<'_> {
 
     fn convolution(&mut self, name: &str, x: TensorId, layer: Convolution) -> Result<TensorId> {
         self.graph.set_scope(name);
-        let weight = self.parameters.get(&format!("{name}.weight"))?;
+        let element = self.graph.desc(x).dtype;
+        let weight = self.parameters.computed_with(&format!("{name}.weight"), element)?;
         let attributes = conv2d::Conv2d {
             stride: [layer.stride; 2],
             padding: [layer.padding; 4],
@@ -86,6 +89,10 @@ impl Layers for Recorder<'_> {
     fn add(&mut self, name: &str, a: TensorId, b: TensorId) -> Result<TensorId> {
         self.graph.set_scope(name);
         Ok(add::add(self.graph, a, b)?)
+    }
+
+    fn single(&mut self, x: TensorId) -> Result<TensorId> {
+        Ok(cast(self.graph, x, DType::F32)?)
     }
 
     fn dropout(&mut self, x: TensorId, probability: f32) -> Result<TensorId> {

@@ -11,13 +11,13 @@ use rand_pcg::Pcg64;
 use serde::Serialize;
 
 use crate::Result;
-use crate::config::{Config, LearningRate};
+use crate::config::{Config, LearningRate, Precision};
 use crate::data::Batch;
 use crate::head::sampling::ClassSampler;
 use crate::model::Model;
 use crate::nn::input::packed_bytes;
 use crate::train::plan::{explain_memory, plan, resolve_form};
-use crate::train::step::{StepInputs, class_sampler, record_step};
+use crate::train::step::{ScaleState, StepInputs, class_sampler, record_step};
 use crate::train::trainer::{spec_of, step_options};
 
 /// Seconds of a step.
@@ -183,6 +183,9 @@ impl<'a> Measured<'a> {
         let recorded = record_step(&model.spec, &options)?;
         let session = Session::new(&recorded.graph, &model.store, SessionOptions::default())
             .map_err(|error| explain(error.into()))?;
+        if options.precision == Precision::Mixed {
+            ScaleState::INITIAL.write(&model.store)?;
+        }
         let sampler = class_sampler(&model.spec, &options);
         Ok(Self { config, classes, inputs: recorded.inputs, sampler, session })
     }

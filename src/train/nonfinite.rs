@@ -49,6 +49,10 @@ impl Trainer {
         progress: &mut Progress,
         around: &mut Around<'_>,
     ) -> Result<()> {
+        if result.is_overflow() {
+            progress.skipped += 1;
+            return Ok(());
+        }
         let names: Vec<String> = flight.indices.iter().map(|&index| self.dataset.name(index)).collect();
         let labels = &flight.labels;
         // Where no norm of the class weights is needed before they are updated, and only that one is not finite, they have

@@ -6,7 +6,7 @@ use epl_runtime::op::Cost;
 use epl_runtime::{Caps, Plan, PlanOptions};
 use serde::Serialize;
 
-use crate::config::Config;
+use crate::config::{Config, Precision};
 use crate::head::HeadForm;
 use crate::head::sampling::ClassSampler;
 use crate::train::step::{StepOptions, record_step};
@@ -61,6 +61,17 @@ fn plan_form(config: &Config, classes: usize, caps: &Caps, batch: usize, form: H
     Ok(Planned { cost: plan.cost(&recorded.graph), plan, parameters: spec.trained_elements(), form })
 }
 
+/// Fails where `config` asks for 16-bit floats that an adapter with `caps` does not have.
+fn check_precision(config: &Config, caps: &Caps) -> Result<()> {
+    if config.train.precision == Precision::F32 || caps.f16 {
+        return Ok(());
+    }
+    Err(Error::usage(
+        "`train.precision` is \"mixed\", and this adapter's shaders have no 16-bit floats",
+        "set train.precision = \"f32\", or choose another device: `epl devices` tells which have them",
+    ))
+}
+
 /// Floating-point operations in the time that it takes to move a byte. Both forms of the head do nearly the same
 /// products; what tells them apart is that the tiled form multiplies once more and moves less. Of a GPU: typical of single
 /// precision without matrix units (60 TFLOP/s and 3 TB/s, or 10 TFLOP/s and 0.4 TB/s). Of a CPU adapter: as measured on
@@ -106,6 +117,7 @@ fn plan_batch(
 /// # Errors
 /// Where no form fits the adapter's limits: what [`plan`] says then. Where the network is impossible.
 pub fn resolve_form(config: &Config, classes: usize, caps: &Caps) -> Result<Config> {
+    check_precision(config, caps)?;
     let form = match plan_batch(config, classes, caps, config.train.batch_size, None) {
         Ok(planned) => planned.form,
         Err(error) => return Err(plan(config, classes, caps, None).err().unwrap_or(error)),
@@ -139,6 +151,7 @@ fn remedy(config: &Config, classes: usize, caps: &Caps, fits: impl Fn(usize) -> 
 /// step graphs counts: that with the empirical branch, where the head has EPL.
 pub fn plan(config: &Config, classes: usize, caps: &Caps, memory: Option<u64>) -> Result<RunPlan> {
     config.validate()?;
+    check_precision(config, caps)?;
     let batch = config.train.batch_size;
     let fits = |batch: usize| -> bool {
         // A plan that fails for its limits does not fit; other failures are reported by the plan below.

@@ -54,8 +54,6 @@ pub(super) struct Progress {
     pub(super) skipped: u64,
     /// The last ones of them, without one that was taken in between.
     pub(super) skipped_in_a_row: u64,
-    /// What the loss is multiplied by.
-    pub(super) loss_scale: f64,
     /// Seconds of training, as far as the clock was stopped.
     pub(super) train_seconds: f64,
     /// When the clock was started.
@@ -100,7 +98,6 @@ impl Progress {
             saved: None,
             skipped: 0,
             skipped_in_a_row: 0,
-            loss_scale: 1.0,
             train_seconds: 0.0,
             started: now,
             logged_at: now,
@@ -124,7 +121,6 @@ impl Progress {
         self.best = state.best;
         self.skipped = state.skipped;
         self.skipped_in_a_row = state.skipped_in_a_row;
-        self.loss_scale = state.loss_scale;
         self.stall = state.stall;
         self.train_seconds = state.train_seconds;
         self.saved = Some(Saved { at: self.position(), path });

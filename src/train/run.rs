@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::checkpoint::{Checkpoint, Checkpoints, producer};
-use crate::config::LearningRate;
+use crate::config::{LearningRate, Precision};
 use crate::data::{Batch, Stream};
 use crate::eval::embedder::Embedder;
 use crate::eval::verify::VerificationReport;
@@ -19,7 +19,7 @@ use crate::train::metrics::Record;
 use crate::train::progress::{InFlight, Progress, Saved};
 use crate::train::prototypes::PrototypeWatch;
 use crate::train::state::{Best, Fingerprint, TrainingState};
-use crate::train::step::StepResult;
+use crate::train::step::{ScaleState, StepResult};
 use crate::train::summary::eval_point;
 use crate::train::trainer::{EVALUATION_BATCH, Trainer};
 use crate::{Error, Result};
@@ -123,6 +123,10 @@ impl Trainer {
             &self.device_names(),
         )?;
         self.model.restore_training(&checkpoint.state, &checkpoint.state.path().display().to_string())?;
+        let TrainingState { loss_scale, finite_steps, .. } = checkpoint.body;
+        if self.config.train.precision == Precision::Mixed {
+            ScaleState { scale: loss_scale as f32, finite_steps }.write(&self.model.store)?;
+        }
         if checkpoint.producer != producer() {
             changed.push(format!("it was written by {}, this is {}", checkpoint.producer, producer()));
         }
@@ -377,12 +381,17 @@ impl Trainer {
         folder.sync()?;
         let step = progress.submitted;
         let started = Instant::now();
+        let scale = match self.config.train.precision {
+            Precision::F32 => ScaleState { scale: 1.0, finite_steps: 0 },
+            Precision::Mixed => ScaleState::read(&self.model.store)?,
+        };
         let state = TrainingState {
             epoch: progress.epoch,
             batch: progress.batch,
             skipped: progress.skipped,
             skipped_in_a_row: progress.skipped_in_a_row,
-            loss_scale: progress.loss_scale,
+            loss_scale: f64::from(scale.scale),
+            finite_steps: scale.finite_steps,
             stall: progress.stall.clone(),
             train_seconds: progress.train_seconds,
             sums: progress.sums.clone(),
@@ -464,7 +473,7 @@ impl Trainer {
                 lr: flight.lr,
                 images_per_second: progress.logged_images as f64 / seconds,
                 grad_norm: f64::from(result.grad_norm),
-                loss_scale: progress.loss_scale,
+                loss_scale: f64::from(result.loss_scale),
                 data_wait: (progress.waited.as_secs_f64() / seconds).min(1.0),
                 device_wait: (self.device.waited().saturating_sub(progress.device_waited).as_secs_f64()
                     / seconds)

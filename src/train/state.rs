@@ -21,8 +21,11 @@ pub struct TrainingState {
     pub skipped: u64,
     /// The last ones of them, without one that was taken in between.
     pub skipped_in_a_row: u64,
-    /// What the loss is multiplied by.
+    /// The loss scale; 1 in single precision.
     pub loss_scale: f64,
+    /// Finite steps since it last changed.
+    #[serde(default)]
+    pub finite_steps: u32,
     /// What is known of the course of the loss.
     pub stall: LossWatch,
     /// Seconds of training so far.
@@ -173,7 +176,8 @@ mod tests {
             batch: 2,
             skipped: 0,
             skipped_in_a_row: 0,
-            loss_scale: 1.0,
+            loss_scale: 1024.0,
+            finite_steps: 17,
             stall: LossWatch::new(100),
             train_seconds: 1.5,
             sums: EpochSums::new(0.3),

@@ -2,13 +2,17 @@
 //! empirical branch and one with it; both work on the same persistent tensors.
 
 use epl_runtime::autodiff::{backward, backward_from};
-use epl_runtime::graph::VIEW_ALIGNMENT;
 use epl_runtime::ops::add::add;
+use epl_runtime::ops::cast::cast;
 use epl_runtime::ops::concat_rows::concat_rows;
+use epl_runtime::ops::fill::fill;
+use epl_runtime::ops::loss_scale::{LossScale, loss_scale};
+use epl_runtime::ops::scale_by::{divide_by, scale_by};
 use epl_runtime::ops::slice_rows::slice_rows;
-use epl_runtime::ops::{check_finite, clamp_min, grad_norm, sgd, step_factor};
-use epl_runtime::{Graph, Session, TensorDesc, TensorId};
+use epl_runtime::ops::{check_finite, grad_norm, sgd, step_factor};
+use epl_runtime::{DType, Graph, HostTensor, Session, Store, TensorDesc, TensorId};
 
+use crate::config::Precision;
 use crate::data::Batch;
 use crate::head::sampling::ClassSampler;
 use crate::head::{HeadInputs, HeadPass, SampledClasses, head_loss};
@@ -38,6 +42,8 @@ pub struct StepOptions {
     pub halt: bool,
     /// Whether the empirical branch takes part in the loss.
     pub empirical: bool,
+    /// How activations and the weights of convolutions are stored.
+    pub precision: Precision,
     /// Seed of the classes that are sampled.
     pub seed: u64,
 }
@@ -118,6 +124,44 @@ pub fn class_sampler(spec: &ModelSpec, options: &StepOptions) -> Option<ClassSam
     ClassSampler::new(head.classes, options.images(), head.settings.sample_rate, options.seed)
 }
 
+/// Names of the persistent loss scale of mixed precision, and of the count of steps since it last changed.
+const LOSS_SCALE: &str = "loss scale";
+const FINITE_STEPS: &str = "finite steps";
+
+/// What a run in mixed precision keeps beside its parameters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ScaleState {
+    /// The loss scale of the next step.
+    pub scale: f32,
+    /// Finite steps since it last changed.
+    pub finite_steps: u32,
+}
+
+impl ScaleState {
+    /// That of a new run.
+    pub const INITIAL: Self = Self { scale: LossScale::INITIAL, finite_steps: 0 };
+
+    /// Sets it in `store`, where a session of a step in mixed precision has declared it.
+    ///
+    /// # Errors
+    /// A lost device; no such session.
+    pub fn write(self, store: &Store) -> Result<()> {
+        store.write(LOSS_SCALE, &HostTensor::from_f32([1], vec![self.scale])?)?;
+        Ok(store.write(FINITE_STEPS, &HostTensor::from_u32([1], vec![self.finite_steps])?)?)
+    }
+
+    /// Reads it from `store`, waiting for the GPU.
+    ///
+    /// # Errors
+    /// As for [`ScaleState::write`].
+    pub fn read(store: &Store) -> Result<Self> {
+        let missing = || Error::usage("the loss scale has no value", "this is a fault of the program");
+        let scale = store.read(LOSS_SCALE)?.as_f32()?.first().copied().ok_or_else(missing)?;
+        let finite_steps = store.read(FINITE_STEPS)?.as_u32()?.first().copied().ok_or_else(missing)?;
+        Ok(Self { scale, finite_steps })
+    }
+}
+
 /// Name of the persistent count of what was not finite.
 const HALTED: &str = "halted";
 
@@ -131,6 +175,8 @@ pub struct StepResult {
     /// Elements of loss and gradient that are not finite, in the tiled form of the head without those of the class weights.
     /// Where there are any, the step was not taken.
     pub nonfinite: u32,
+    /// What the gradient of the embeddings was multiplied by before it went on through the network; 1 in single precision.
+    pub loss_scale: f32,
     /// Cosine of each sample and its class's prototype.
     pub target_cosine: Vec<f32>,
     /// Cosine of each sample and its class's empirical prototype, with EPL.
@@ -143,6 +189,12 @@ impl StepResult {
     /// Whether loss and gradient are finite. Where they are not the step was not taken.
     pub fn is_finite(&self) -> bool {
         self.nonfinite == 0 && self.loss.is_finite() && self.grad_norm.is_finite()
+    }
+
+    /// Whether the step says nothing but that the loss scale was too large, which it is no longer: it was not taken, and that
+    /// is all.
+    pub fn is_overflow(&self) -> bool {
+        !self.is_finite() && self.loss_scale > LossScale::default().smallest
     }
 
     /// Unpacks the fetched tensors, in the order in which [`record_step`] fetches them.
@@ -161,9 +213,10 @@ impl StepResult {
             loss: first(0)?,
             grad_norm: first(1)?,
             nonfinite: get(2)?.as_u32()?.first().copied().ok_or_else(missing)?,
-            target_cosine: get(3)?.as_f32()?.to_vec(),
-            empirical_cosine: optional(4)?,
-            cosine_before_update: optional(5)?,
+            loss_scale: first(3)?,
+            target_cosine: get(4)?.as_f32()?.to_vec(),
+            empirical_cosine: optional(5)?,
+            cosine_before_update: optional(6)?,
         })
     }
 }
@@ -176,7 +229,15 @@ fn without_head() -> Error {
 pub fn record_step(spec: &ModelSpec, options: &StepOptions) -> Result<StepGraph> {
     let head = spec.head.as_ref().ok_or_else(without_head)?;
     let mut graph = Graph::new();
-    let parameters = spec.parameters.declare(&mut graph)?;
+    let mut parameters = spec.parameters.declare(&mut graph)?;
+    let scale = match options.precision {
+        Precision::F32 => None,
+        Precision::Mixed => {
+            parameters.in_half(&mut graph, &spec.parameters)?;
+            Some(graph.persistent(LOSS_SCALE, TensorDesc::f32([1]), "statistics")?)
+        }
+    };
+    let parameters = parameters;
     let arena = TensorDesc::f32([spec.parameters.arena_elements()]);
     let gradients = graph.persistent(GRADIENTS, arena.clone(), "gradients")?;
     let momentum = graph.persistent(MOMENTUM, arena, "optimizer")?;
@@ -194,7 +255,8 @@ pub fn record_step(spec: &ModelSpec, options: &StepOptions) -> Result<StepGraph>
     let lr = graph.input("lr", TensorDesc::f32([1]))?;
     let seed = graph.input("seed", TensorDesc::u32([2]))?;
 
-    let mut passes = Passes { graph: &mut graph, spec, parameters: &parameters, images, seed, options };
+    let mut passes =
+        Passes { graph: &mut graph, spec, parameters: &parameters, images, seed, scale, options };
     let embedding = passes.embeddings()?;
     graph.set_scope("head");
     let bias = spec.parameters.get(HEAD_BIAS).map(|_| parameters.get(HEAD_BIAS)).transpose()?;
@@ -202,7 +264,8 @@ pub fn record_step(spec: &ModelSpec, options: &StepOptions) -> Result<StepGraph>
     let pass = HeadPass { empirical_branch: options.empirical, tile: None };
     let outputs = head_loss(&mut graph, inputs, &head.settings, pass)?;
 
-    let mut passes = Passes { graph: &mut graph, spec, parameters: &parameters, images, seed, options };
+    let mut passes =
+        Passes { graph: &mut graph, spec, parameters: &parameters, images, seed, scale, options };
     let (computed, weight_gradient) =
         passes.gradients(embedding, outputs.loss, Some(weight).filter(|_| outputs.prototypes.is_none()))?;
     for (entry, gradient) in trained(spec).zip(computed) {
@@ -210,19 +273,28 @@ pub fn record_step(spec: &ModelSpec, options: &StepOptions) -> Result<StepGraph>
     }
 
     graph.set_scope("optimizer");
-    let rule = sgd::Sgd { momentum: options.momentum, weight_decay: options.weight_decay };
+    let rule = sgd::Sgd { momentum: options.momentum, weight_decay: options.weight_decay, floor: None };
     let halted = graph.persistent(HALTED, TensorDesc::u32([1]), "statistics")?;
+    let rescale = LossScale::default();
     let factor_of = |graph: &mut Graph, norm: TensorId, nonfinite: TensorId, max_norm: f32| {
-        let config = step_factor::StepFactor { max_norm, latch: options.halt };
-        step_factor::step_factor(graph, norm, nonfinite, halted, config)
+        let smallest_scale = rescale.smallest;
+        let config = step_factor::StepFactor { max_norm, latch: options.halt, smallest_scale };
+        step_factor::step_factor(graph, norm, nonfinite, halted, scale, config)
     };
+    let unscaled = |graph: &mut Graph, x: TensorId| match scale {
+        None => Ok(x),
+        Some(scale) => divide_by(graph, x, scale),
+    };
+    // The gradients of the network have the loss scale in them; the norm, and what it is compared with, have not.
     let of_network = grad_norm::grad_norm(&mut graph, &[gradients])?;
+    let of_network = unscaled(&mut graph, of_network)?;
     let clips_head = options.clip_norm > 0.0 && options.clip_head;
     let (norm, nonfinite);
     let mut factor = None;
     match (&outputs.prototypes, weight_gradient) {
         (None, Some(gradient)) => {
-            norm = grad_norm::grad_norm(&mut graph, &[gradients, gradient])?;
+            let of_head = if scale.is_some() { of_network } else { gradients };
+            norm = grad_norm::grad_norm(&mut graph, &[of_head, gradient])?;
             nonfinite = check_finite::check_finite(&mut graph, &[outputs.loss, gradients, gradient])?;
             let limit = if clips_head { options.clip_norm } else { 0.0 };
             let of_weight = factor_of(&mut graph, norm, nonfinite, limit)?;
@@ -253,16 +325,26 @@ pub fn record_step(spec: &ModelSpec, options: &StepOptions) -> Result<StepGraph>
         Some(factor) => factor,
         None => factor_of(&mut graph, clipped, nonfinite, options.clip_norm)?,
     };
+    // PReLU slopes come first among the weights.
+    let floor = spec.parameters.slopes().map(|(first, elements)| {
+        debug_assert_eq!(first, 0);
+        sgd::Floor { elements, least: MINIMUM_SLOPE }
+    });
+    let factor = unscaled(&mut graph, factor)?;
+    let rule = sgd::Sgd { floor, ..rule };
     sgd::sgd(&mut graph, parameters.weights, gradients, momentum, lr, Some(factor), rule)?;
-    if let Some((offset, elements)) = spec.parameters.slopes() {
-        debug_assert!(offset.is_multiple_of(VIEW_ALIGNMENT));
-        let slopes = graph.view(parameters.weights, "slopes", offset, TensorDesc::f32([elements]))?;
-        clamp_min::clamp_min(&mut graph, slopes, MINIMUM_SLOPE)?;
-    }
+    let scale_used = match scale {
+        None => fill(&mut graph, [1].into(), 1.0)?,
+        Some(scale) => {
+            let finite = graph.persistent(FINITE_STEPS, TensorDesc::u32([1]), "statistics")?;
+            loss_scale(&mut graph, nonfinite, scale, finite, rescale)?
+        }
+    };
 
     graph.fetch(outputs.loss);
     graph.fetch(norm);
     graph.fetch(nonfinite);
+    graph.fetch(scale_used);
     graph.fetch(outputs.target_cosine);
     for cosine in [outputs.empirical_cosine, outputs.cosine_before_update].into_iter().flatten() {
         graph.fetch(cosine);
@@ -287,6 +369,8 @@ struct Passes<'a> {
     parameters: &'a Declared,
     images: Images,
     seed: TensorId,
+    /// The loss scale, where there is one.
+    scale: Option<TensorId>,
     options: &'a StepOptions,
 }
 
@@ -295,8 +379,16 @@ impl Passes<'_> {
     fn embed(&mut self, index: usize, again: bool) -> Result<TensorId> {
         let first = index * self.options.batch;
         let images = self.images.normalized(self.graph, first, self.options.batch)?;
+        let element = if self.scale.is_some() { DType::F16 } else { DType::F32 };
+        let images = cast(self.graph, images, element)?;
         let mode = Mode::Train { seed: self.seed, first, statistics: !again };
         self.spec.network.record(self.graph, self.parameters, images, mode)
+    }
+
+    /// The tensor whose gradient is that of parameter `name`.
+    fn trained_as(&self, name: &str) -> Result<TensorId> {
+        let element = if self.scale.is_some() { DType::F16 } else { DType::F32 };
+        self.parameters.computed_with(name, element)
     }
 
     /// The embeddings of all images, `[images, D]`.
@@ -320,9 +412,8 @@ impl Passes<'_> {
         weight: Option<TensorId>,
     ) -> Result<(Vec<TensorId>, Option<TensorId>)> {
         let names: Vec<&str> = trained(self.spec).map(|entry| entry.spec.name.as_str()).collect();
-        let of =
-            |names: &[&str]| names.iter().map(|name| self.parameters.get(name)).collect::<Result<Vec<_>>>();
-        if self.options.accumulate == 1 {
+        let of = |names: &[&str]| names.iter().map(|name| self.trained_as(name)).collect::<Result<Vec<_>>>();
+        if self.options.accumulate == 1 && self.scale.is_none() {
             let mut wrt = of(&names)?;
             wrt.extend(weight);
             let mut found = backward(self.graph, loss, &wrt)?;
@@ -339,12 +430,27 @@ impl Passes<'_> {
         let of_weight = weight.and_then(|_| found.pop());
         let rest = found.split_off(1);
         let Some(of_embedding) = found.pop() else { return Err(without_head()) };
+        // The head is computed in 32 bits and needs no scale; what is stored in 16 bits begins behind it. The gradient of
+        // its bias lies among those of the network, which all have the scale in them.
+        self.graph.set_scope("loss scale");
+        let scaled = |graph: &mut Graph, x: TensorId| match self.scale {
+            None => Ok(x),
+            Some(scale) => scale_by(graph, x, scale),
+        };
+        let of_embedding = scaled(self.graph, of_embedding)?;
+        let rest: Vec<TensorId> =
+            rest.into_iter().map(|x| scaled(self.graph, x)).collect::<Result<_, _>>()?;
         let mut sums: Vec<TensorId> = Vec::new();
         for index in 0..self.options.accumulate {
-            let part = self.embed(index, true)?;
+            let whole = self.options.accumulate == 1;
+            let part = if whole { embedding } else { self.embed(index, true)? };
             self.graph.set_scope("embeddings");
             let batch = self.options.batch;
-            let upstream = slice_rows(self.graph, of_embedding, index * batch, batch)?;
+            let upstream = if whole {
+                of_embedding
+            } else {
+                slice_rows(self.graph, of_embedding, index * batch, batch)?
+            };
             let parts = backward_from(self.graph, part, upstream, &of_network)?;
             self.graph.set_scope("accumulated gradients");
             sums = if sums.is_empty() {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use epl_runtime::{Device, Session, SessionOptions};
 
 use crate::checkpoint::Checkpoint;
-use crate::config::{Config, NonFinite};
+use crate::config::{Config, NonFinite, Precision};
 use crate::data::{Dataset, Loader, LoaderOptions};
 use crate::eval::embedder::Embedder;
 use crate::eval::pairs::PairSet;
@@ -16,7 +16,7 @@ use crate::model::{HEAD_WEIGHT, Head, Model, ModelSpec};
 use crate::nn::Network;
 use crate::train::plan::{explain_memory, resolve_form};
 use crate::train::state::TrainingState;
-use crate::train::step::{StepGraph, StepInputs, StepOptions, class_sampler, record_step};
+use crate::train::step::{ScaleState, StepGraph, StepInputs, StepOptions, class_sampler, record_step};
 use crate::{Error, Result};
 
 /// Images embedded at once during evaluation.
@@ -69,6 +69,7 @@ pub fn step_options(config: &Config, empirical: bool) -> StepOptions {
         clip_head: config.optim.clip_head,
         halt: config.train.nonfinite == NonFinite::Stop,
         empirical,
+        precision: config.train.precision,
         seed: config.train.seed,
     }
 }
@@ -144,6 +145,9 @@ impl Trainer {
             trainer.session_for(epl.start_epoch)?;
         }
         trainer.session_for(1)?;
+        if trainer.config.train.precision == Precision::Mixed {
+            ScaleState::INITIAL.write(&trainer.model.store)?;
+        }
         // Beside the session, as at an epoch's end.
         if !trainer.sets.is_empty() {
             Embedder::new(&trainer.model, EVALUATION_BATCH).map_err(|error| {

@@ -1,5 +1,6 @@
 //! Every kind of network with every head: training steps on a few images that it must learn.
 
+use epl::config::Precision;
 use epl::data::Batch;
 use epl::head::{EplSettings, HeadKind, HeadSettings};
 use epl::model::{Head, Model, ModelSpec};
@@ -45,6 +46,7 @@ fn every_network_learns_with_every_head() {
                     clip_head: true,
                     halt: true,
                     empirical: epl.is_some(),
+                    precision: Precision::F32,
                     seed: 1,
                 };
                 let step = record_step(&model.spec, &options).unwrap();

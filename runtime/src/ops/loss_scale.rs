@@ -5,12 +5,10 @@
 //! `scale = min(scale * growth, largest)`. The rule, and the defaults, of PyTorch's `GradScaler`, but for the bounds, which it
 //! does not have.
 
-use std::sync::Arc;
-
 use crate::case::{Case, OpEntry, floats, words};
 use crate::host::Array;
 use crate::kernel::{Kernel, ParamBlock, read, write};
-use crate::op::{Cost, Lowering, Op, Operand, Record, TensorId};
+use crate::op::{Cost, Lowering, Op, Operand, Record, TensorId, push_one};
 use crate::{Error, Result, TensorDesc};
 
 crate::param_block! {
@@ -33,7 +31,7 @@ static KERNEL: Kernel = Kernel {
     shader: "loss_scale",
     entry: "main",
     params: LossScaleParams::FIELDS,
-    bindings: &[read("nonfinite"), write("scale"), write("good")],
+    bindings: &[read("nonfinite"), write("scale"), write("good"), write("used")],
     constants: &[],
     subgroups: false,
 };
@@ -42,19 +40,19 @@ static KERNEL: Kernel = Kernel {
 pub const ENTRY: OpEntry = OpEntry { name: "loss_scale", cases, kernels: &[&KERNEL] };
 
 /// Records the update of the persistent `scale` f32 `[1]` after a step with `nonfinite` u32 `[1]` elements that are not finite.
-/// The persistent `good` u32 `[1]` counts the finite steps since the scale last changed.
+/// The persistent `good` u32 `[1]` counts the finite steps since the scale last changed. Returns the scale of the step, f32
+/// `[1]`.
 pub fn loss_scale(
     record: &mut dyn Record,
     nonfinite: TensorId,
     scale: TensorId,
     good: TensorId,
     config: LossScale,
-) -> Result<()> {
-    record.push(Arc::new(config), &[nonfinite, scale, good])?;
-    Ok(())
+) -> Result<TensorId> {
+    push_one(record, config, &[nonfinite, scale, good])
 }
 
-/// The op `loss_scale`: `nonfinite, scale, good`; no outputs.
+/// The op `loss_scale`: `nonfinite, scale, good -> used`, the scale as it was.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LossScale {
     /// Finite steps in a row after which the scale grows.
@@ -87,11 +85,11 @@ impl Op for LossScale {
 
     fn infer(&self, inputs: &[TensorDesc]) -> Result<Vec<TensorDesc>> {
         let (number, count) = (TensorDesc::f32([1]), TensorDesc::u32([1]));
-        if inputs != [count.clone(), number, count] {
+        if inputs != [count.clone(), number.clone(), count] {
             let expected = "nonfinite u32[1], scale f32[1], good u32[1]";
             return Err(Error::shape("loss_scale", format!("{inputs:?}"), expected));
         }
-        Ok(Vec::new())
+        Ok(vec![number])
     }
 
     fn updates(&self) -> &'static [usize] {
@@ -106,7 +104,7 @@ impl Op for LossScale {
             smallest: self.smallest,
             largest: self.largest,
         };
-        let operands = [0, 1, 2].map(Operand::Input);
+        let operands = [Operand::Input(0), Operand::Input(1), Operand::Input(2), Operand::Output(0)];
         lowering.dispatch(&KERNEL, &[], &params, &operands, [1, 1, 1])
     }
 
@@ -117,11 +115,11 @@ impl Op for LossScale {
             [self.growth, self.backoff, self.smallest, self.largest].map(f64::from);
         let (scale, run) = (scale.item(), good.item() + 1.0);
         if nonfinite.item() > 0.0 {
-            vec![one((scale * backoff).max(smallest)), one(0.0)]
+            vec![one(scale), one((scale * backoff).max(smallest)), one(0.0)]
         } else if run < f64::from(self.interval) {
-            vec![one(scale), one(run)]
+            vec![one(scale), one(scale), one(run)]
         } else {
-            vec![one((scale * growth).min(largest)), one(0.0)]
+            vec![one(scale), one((scale * growth).min(largest)), one(0.0)]
         }
     }
 
