@@ -2,7 +2,7 @@
 //
 // y[pixel, o] = sum over k of x[window(pixel, k)] * weight[k, o], where k runs over taps and input channels.
 // A workgroup makes a tile of ROWS pixels x COLUMNS output channels, in steps of 16 values of k. An invocation holds
-// 8 pixels x 4 channels: each vector read from workgroup memory serves at least 16 multiply-adds.
+// 8 pixels x 4 or 8 channels: each vector read from workgroup memory serves at least 16 multiply-adds.
 //
 // Channels are multiples of 4 and all tensors are seen as vec4. Grid: x blocks of output channels, which share pixels
 // and so run side by side; y, z blocks of pixels (folded). The same kernel does the phases of the input gradient: there
@@ -44,6 +44,8 @@ alias Elem = f32;
 
 override ROWS: u32 = 128u;
 override COLUMNS: u32 = 64u;
+// Whether an invocation holds 8 channels rather than 4.
+override WIDE: bool = false;
 
 // Vectors of four k in a step, and the weight rows that they are.
 const STEP: u32 = 4u;
@@ -52,7 +54,10 @@ const PIXELS: u32 = 8u;
 
 override STRIPE: u32 = ROWS / PIXELS;
 override COLUMN_VECTORS: u32 = COLUMNS / 4u;
-override WORKGROUP: u32 = STRIPE * COLUMN_VECTORS;
+// Vectors of channels of an invocation, and how far they lie apart.
+override HELD: u32 = select(1u, 2u, WIDE);
+override COLUMN_STRIPE: u32 = COLUMN_VECTORS / HELD;
+override WORKGROUP: u32 = STRIPE * COLUMN_STRIPE;
 // How many vectors of either tile an invocation loads; at most 4.
 override X_LOADS: u32 = ROWS * STEP / WORKGROUP;
 override WEIGHT_LOADS: u32 = 4u * STEP * COLUMN_VECTORS / WORKGROUP;
@@ -107,47 +112,63 @@ fn main(
     var tap_y = i32(tap / params.taps_x);
     var tap_x = i32(tap % params.taps_x);
 
-    let column = local % COLUMN_VECTORS;
-    // The pixels of an invocation lie a stripe apart, so that neighbouring rows of the tile are read together.
-    let row = local / COLUMN_VECTORS;
-    var sum: array<vec4<f32>, PIXELS>;
+    // The pixels and the channels of an invocation lie a stripe apart, so that neighbours read neighbouring memory.
+    let column = local % COLUMN_STRIPE;
+    let row = local / COLUMN_STRIPE;
+    var sum: array<array<vec4<f32>, 2>, PIXELS>;
 
-    for (var k = 0u; k < k_vectors; k += STEP) {
+    // The vectors of a step are on their way while the one before is computed.
+    for (var k = 0u; ; k += STEP) {
+        var x_ahead: array<vec4<f32>, 4>;
         for (var l = 0u; l < X_LOADS; l++) {
             let iy = u32(window[l].x + tap_y);
             let ix = u32(window[l].y + tap_x);
-            var v = vec4<f32>();
             if k + slot < k_vectors && iy < params.in_height && ix < params.in_width {
                 let at = ((image[l] + iy) * params.in_width + ix) * params.in_vectors
                     + channel_group * params.group_in_vectors + channel;
-                v = vec4<f32>(x[at]);
+                x_ahead[l] = vec4<f32>(x[at]);
             }
-            x_tile[l * WORKGROUP + local] = v;
         }
+        var weight_ahead: array<vec4<f32>, 4>;
         for (var l = 0u; l < WEIGHT_LOADS; l++) {
             let at = l * WORKGROUP + local;
             let weight_row = k * 4u + at / COLUMN_VECTORS;
             let weight_column = group_column + at % COLUMN_VECTORS;
-            var v = vec4<f32>();
             if weight_row < k_vectors * 4u && weight_column < params.group_out_vectors {
                 let at = params.weight_first + weight_row * params.out_vectors + group_first_column + weight_column;
-                v = vec4<f32>(weight[at]);
+                weight_ahead[l] = vec4<f32>(weight[at]);
             }
-            weight_tile[at] = v;
+        }
+        if k > 0u {
+            for (var j = 0u; j < STEP; j++) {
+                var w: array<array<vec4<f32>, 2>, 4>;
+                for (var c = 0u; c < HELD; c++) {
+                    let at = j * 4u * COLUMN_VECTORS + column + c * COLUMN_STRIPE;
+                    w[0][c] = weight_tile[at];
+                    w[1][c] = weight_tile[at + COLUMN_VECTORS];
+                    w[2][c] = weight_tile[at + 2u * COLUMN_VECTORS];
+                    w[3][c] = weight_tile[at + 3u * COLUMN_VECTORS];
+                }
+                for (var p = 0u; p < PIXELS; p++) {
+                    let v = x_tile[(row + p * STRIPE) * STEP + j];
+                    for (var c = 0u; c < HELD; c++) {
+                        sum[p][c] = fma(vec4(v.x), w[0][c], sum[p][c]);
+                        sum[p][c] = fma(vec4(v.y), w[1][c], sum[p][c]);
+                        sum[p][c] = fma(vec4(v.z), w[2][c], sum[p][c]);
+                        sum[p][c] = fma(vec4(v.w), w[3][c], sum[p][c]);
+                    }
+                }
+            }
+        }
+        if k >= k_vectors {
+            break;
         }
         workgroupBarrier();
-        for (var j = 0u; j < STEP; j++) {
-            let w0 = weight_tile[(j * 4u + 0u) * COLUMN_VECTORS + column];
-            let w1 = weight_tile[(j * 4u + 1u) * COLUMN_VECTORS + column];
-            let w2 = weight_tile[(j * 4u + 2u) * COLUMN_VECTORS + column];
-            let w3 = weight_tile[(j * 4u + 3u) * COLUMN_VECTORS + column];
-            for (var p = 0u; p < PIXELS; p++) {
-                let v = x_tile[(row + p * STRIPE) * STEP + j];
-                sum[p] = fma(vec4(v.x), w0, sum[p]);
-                sum[p] = fma(vec4(v.y), w1, sum[p]);
-                sum[p] = fma(vec4(v.z), w2, sum[p]);
-                sum[p] = fma(vec4(v.w), w3, sum[p]);
-            }
+        for (var l = 0u; l < X_LOADS; l++) {
+            x_tile[l * WORKGROUP + local] = x_ahead[l];
+        }
+        for (var l = 0u; l < WEIGHT_LOADS; l++) {
+            weight_tile[l * WORKGROUP + local] = weight_ahead[l];
         }
         workgroupBarrier();
         channel += STEP;
@@ -161,14 +182,17 @@ fn main(
         }
     }
 
-    if group_column + column >= params.group_out_vectors {
-        return;
-    }
     for (var p = 0u; p < PIXELS; p++) {
         let pixel = first_pixel + row + p * STRIPE;
-        if pixel < params.pixels {
-            let to = output_at(grid_position(pixel)) + group_first_column + group_column + column;
-            y[to] = vec4<Elem>(sum[p]);
+        if pixel >= params.pixels {
+            break;
+        }
+        let to = output_at(grid_position(pixel)) + group_first_column;
+        for (var c = 0u; c < HELD; c++) {
+            let at = group_column + column + c * COLUMN_STRIPE;
+            if at < params.group_out_vectors {
+                y[to + at] = vec4<Elem>(sum[p][c]);
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 //
 // dw[row, o] = sum over output pixels p of x[p moved by the row's tap, the row's channel] * dy[p, o], where a row is a
 // tap and an input channel. A workgroup makes a tile of ROWS x COLUMNS for its split of the pixels, 16 pixels at a time;
-// an invocation holds 8 rows x 4 columns. The partial sums [splits, rows, columns] are added in order by sum_rows.
+// an invocation holds 8 rows x 4 or 8 columns. The partial sums [splits, rows, columns] are added in order by sum_rows.
 //
 // Channels are multiples of 4 and all tensors are seen as vec4. Grid: x blocks of rows, y blocks of columns, z splits.
 
@@ -36,14 +36,19 @@ alias Elem = f32;
 
 override ROWS: u32 = 128u;
 override COLUMNS: u32 = 64u;
+// Whether an invocation holds 8 columns rather than 4.
+override WIDE: bool = false;
 
 // Pixels in a step.
 const STEP: u32 = 16u;
 
 override ROW_VECTORS: u32 = ROWS / 4u;
 override COLUMN_VECTORS: u32 = COLUMNS / 4u;
-override WORKGROUP: u32 = ROW_VECTORS / 2u * COLUMN_VECTORS;
-// How many vectors of either tile an invocation loads.
+// Vectors of columns of an invocation, and how far they lie apart.
+override HELD: u32 = select(1u, 2u, WIDE);
+override COLUMN_STRIPE: u32 = COLUMN_VECTORS / HELD;
+override WORKGROUP: u32 = ROW_VECTORS / 2u * COLUMN_STRIPE;
+// How many vectors of either tile an invocation loads; at most 4.
 override X_LOADS: u32 = STEP * ROW_VECTORS / WORKGROUP;
 override DY_LOADS: u32 = STEP * COLUMN_VECTORS / WORKGROUP;
 override X_TILE: u32 = STEP * ROW_VECTORS;
@@ -69,56 +74,93 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let shift_x = i32(tap % params.taps_x) + params.origin_x;
     let channel = channel_group * params.group_in_vectors + load_row % params.group_in_vectors;
 
-    let column = local % COLUMN_VECTORS;
-    let row = local / COLUMN_VECTORS * 2u;
-    var sum: array<vec4<f32>, 8>;
+    // The pixel of each vector of x that this invocation loads, as column, row and first row of its image. They are
+    // counted on from step to step, because division is slow.
+    var position: array<vec3<u32>, 4>;
+    for (var l = 0u; l < X_LOADS; l++) {
+        let pixel = first + (l * WORKGROUP + local) / ROW_VECTORS;
+        let out_row = pixel / params.out_width;
+        position[l] = vec3<u32>(
+            pixel % params.out_width,
+            out_row % params.out_height,
+            out_row / params.out_height * params.in_height,
+        );
+    }
 
-    for (var step = first; step < last; step += STEP) {
+    let column = local % COLUMN_STRIPE;
+    let row = local / COLUMN_STRIPE * 2u;
+    var sum: array<array<vec4<f32>, 2>, 8>;
+
+    // The vectors of a step are on their way while the one before is computed.
+    for (var step = first; ; step += STEP) {
+        var x_ahead: array<vec4<f32>, 4>;
         for (var l = 0u; l < X_LOADS; l++) {
-            let at = l * WORKGROUP + local;
-            let pixel = step + at / ROW_VECTORS;
-            let out_row = pixel / params.out_width;
-            let iy = u32(i32(out_row % params.out_height * params.stride_y) + shift_y);
-            let ix = u32(i32(pixel % params.out_width * params.stride_x) + shift_x);
-            var v = vec4<f32>();
+            let pixel = step + (l * WORKGROUP + local) / ROW_VECTORS;
+            let iy = u32(i32(position[l].y * params.stride_y) + shift_y);
+            let ix = u32(i32(position[l].x * params.stride_x) + shift_x);
             if pixel < last && load_row < row_vectors && iy < params.in_height && ix < params.in_width {
-                let image_row = out_row / params.out_height * params.in_height + iy;
-                v = vec4<f32>(x[(image_row * params.in_width + ix) * params.in_vectors + channel]);
+                x_ahead[l] = vec4<f32>(x[((position[l].z + iy) * params.in_width + ix) * params.in_vectors + channel]);
             }
-            x_tile[at] = v;
+            position[l].x += STEP;
+            while position[l].x >= params.out_width {
+                position[l].x -= params.out_width;
+                position[l].y++;
+                if position[l].y == params.out_height {
+                    position[l].y = 0u;
+                    position[l].z += params.in_height;
+                }
+            }
         }
+        var dy_ahead: array<vec4<f32>, 4>;
         for (var l = 0u; l < DY_LOADS; l++) {
             let at = l * WORKGROUP + local;
             let pixel = step + at / COLUMN_VECTORS;
             let load_column = group_column + at % COLUMN_VECTORS;
-            var v = vec4<f32>();
             if pixel < last && load_column < params.group_out_vectors {
-                v = vec4<f32>(dy[pixel * params.out_vectors + group_first_column + load_column]);
+                dy_ahead[l] = vec4<f32>(dy[pixel * params.out_vectors + group_first_column + load_column]);
             }
-            dy_tile[at] = v;
+        }
+        if step > first {
+            for (var p = 0u; p < STEP; p++) {
+                var d: array<vec4<f32>, 2>;
+                for (var c = 0u; c < HELD; c++) {
+                    d[c] = dy_tile[p * COLUMN_VECTORS + column + c * COLUMN_STRIPE];
+                }
+                for (var r = 0u; r < 2u; r++) {
+                    let v = x_tile[p * ROW_VECTORS + row + r];
+                    for (var c = 0u; c < HELD; c++) {
+                        sum[4u * r][c] = fma(vec4(v.x), d[c], sum[4u * r][c]);
+                        sum[4u * r + 1u][c] = fma(vec4(v.y), d[c], sum[4u * r + 1u][c]);
+                        sum[4u * r + 2u][c] = fma(vec4(v.z), d[c], sum[4u * r + 2u][c]);
+                        sum[4u * r + 3u][c] = fma(vec4(v.w), d[c], sum[4u * r + 3u][c]);
+                    }
+                }
+            }
+        }
+        if step >= last {
+            break;
         }
         workgroupBarrier();
-        for (var p = 0u; p < STEP; p++) {
-            let d = dy_tile[p * COLUMN_VECTORS + column];
-            for (var r = 0u; r < 2u; r++) {
-                let v = x_tile[p * ROW_VECTORS + row + r];
-                sum[4u * r] = fma(vec4(v.x), d, sum[4u * r]);
-                sum[4u * r + 1u] = fma(vec4(v.y), d, sum[4u * r + 1u]);
-                sum[4u * r + 2u] = fma(vec4(v.z), d, sum[4u * r + 2u]);
-                sum[4u * r + 3u] = fma(vec4(v.w), d, sum[4u * r + 3u]);
-            }
+        for (var l = 0u; l < X_LOADS; l++) {
+            x_tile[l * WORKGROUP + local] = x_ahead[l];
+        }
+        for (var l = 0u; l < DY_LOADS; l++) {
+            dy_tile[l * WORKGROUP + local] = dy_ahead[l];
         }
         workgroupBarrier();
     }
 
-    if group_column + column >= params.group_out_vectors {
-        return;
-    }
     for (var r = 0u; r < 8u; r++) {
         let to_row = (group.x * ROW_VECTORS + row) * 4u + r;
-        if to_row < row_vectors * 4u {
-            let split_row = group.z * row_vectors * 4u + to_row;
-            dw[split_row * params.out_vectors + group_first_column + group_column + column] = sum[r];
+        if to_row >= row_vectors * 4u {
+            break;
+        }
+        let to = (group.z * row_vectors * 4u + to_row) * params.out_vectors + group_first_column;
+        for (var c = 0u; c < HELD; c++) {
+            let at = group_column + column + c * COLUMN_STRIPE;
+            if at < params.group_out_vectors {
+                dw[to + at] = sum[r][c];
+            }
         }
     }
 }

@@ -63,7 +63,7 @@ static TILED: Kernel = Kernel {
     entry: "main",
     params: GradWeightParams::FIELDS,
     bindings: &[read("x"), read("dy"), write("dw")],
-    constants: &["ROWS", "COLUMNS"],
+    constants: &["ROWS", "COLUMNS", "WIDE"],
     subgroups: false,
 };
 
@@ -326,7 +326,7 @@ fn lower_product(
                 &SUBGROUP,
                 row_blocks,
                 blocks,
-                [("WORKGROUP", f64::from(size)), ("WIDE", f64::from(u8::from(wide)))],
+                vec![("WORKGROUP", f64::from(size)), ("WIDE", f64::from(u8::from(wide)))],
             )
         }
         Path::Tiled(tile) => {
@@ -334,7 +334,7 @@ fn lower_product(
             let longest = pixels.div_ceil(256);
             let (row_blocks, blocks, constants) =
                 tile_grid(tile, rows, aligned.group_out, aligned.groups * longest);
-            (&TILED, row_blocks, blocks, constants)
+            (&TILED, row_blocks, blocks, constants.to_vec())
         }
         Path::Direct => {
             return Err(Error::graph("a direct gradient is no matrix product", "use its own kernel"));

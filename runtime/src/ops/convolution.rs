@@ -33,17 +33,26 @@ pub enum Variant {
 pub struct Tile {
     rows: u32,
     columns: u32,
+    /// Whether an invocation holds 8 columns rather than 4.
+    wide: bool,
 }
 
 impl Tile {
-    /// Every tile, the largest first. An invocation holds 8 rows x 4 columns, so these are 32 to 256 invocations.
-    pub const ALL: [Self; 5] = [
-        Self { rows: 128, columns: 64 },
-        Self { rows: 64, columns: 64 },
-        Self { rows: 128, columns: 32 },
-        Self { rows: 64, columns: 32 },
-        Self { rows: 32, columns: 32 },
+    /// Every tile, the largest first. An invocation holds 8 rows x 4 or 8 columns, so these are 32 to 256 invocations.
+    pub const ALL: [Self; 8] = [
+        Self::new(128, 128, true),
+        Self::new(128, 64, true),
+        Self::new(128, 64, false),
+        Self::new(64, 64, true),
+        Self::new(64, 64, false),
+        Self::new(128, 32, false),
+        Self::new(64, 32, false),
+        Self::new(32, 32, false),
     ];
+
+    const fn new(rows: u32, columns: u32, wide: bool) -> Self {
+        Self { rows, columns, wide }
+    }
 
     /// Workgroups below which a smaller tile is taken: about twice the number of cores of a large GPU.
     const ENOUGH: usize = 256;
@@ -51,10 +60,10 @@ impl Tile {
     /// The largest tile that makes enough workgroups, where a tile makes `groups` for each of its blocks.
     fn choose(rows: usize, columns: usize, groups: usize) -> Self {
         let fits = |tile: &&Self| {
-            (tile.columns == 32 || columns > 32)
+            (tile.columns == 32 || columns > tile.columns as usize / 2)
                 && tile.row_blocks(rows) * tile.column_blocks(columns) * groups >= Self::ENOUGH
         };
-        Self::ALL.iter().find(fits).copied().unwrap_or(Self { rows: 32, columns: 32 })
+        Self::ALL.iter().find(fits).copied().unwrap_or(Self::new(32, 32, false))
     }
 
     fn row_blocks(&self, rows: usize) -> usize {
@@ -65,8 +74,9 @@ impl Tile {
         columns.div_ceil(self.columns as usize)
     }
 
-    fn constants(&self) -> [(&'static str, f64); 2] {
-        [("ROWS", f64::from(self.rows)), ("COLUMNS", f64::from(self.columns))]
+    fn constants(&self) -> [(&'static str, f64); 3] {
+        let wide = f64::from(u8::from(self.wide));
+        [("ROWS", f64::from(self.rows)), ("COLUMNS", f64::from(self.columns)), ("WIDE", wide)]
     }
 }
 
@@ -337,7 +347,7 @@ pub(super) static TILED: Kernel = Kernel {
     entry: "main",
     params: ProductParams::FIELDS,
     bindings: &[read("x"), read("weight"), write("y")],
-    constants: &["ROWS", "COLUMNS"],
+    constants: &["ROWS", "COLUMNS", "WIDE"],
     subgroups: false,
 };
 
@@ -377,7 +387,7 @@ pub(super) fn tile_grid(
     rows: usize,
     columns: usize,
     groups: usize,
-) -> (usize, usize, [(&'static str, f64); 2]) {
+) -> (usize, usize, [(&'static str, f64); 3]) {
     let tile = tile.unwrap_or_else(|| Tile::choose(rows, columns, groups));
     (tile.row_blocks(rows), tile.column_blocks(columns), tile.constants())
 }
