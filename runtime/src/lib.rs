@@ -33,6 +33,7 @@ pub mod ops;
 pub mod plan;
 pub mod session;
 pub mod shape;
+mod slots;
 pub mod store;
 
 pub use caps::Caps;

@@ -7,13 +7,19 @@ use std::fmt;
 use crate::caps::Caps;
 use crate::graph::{Graph, Node, Storage, VIEW_ALIGNMENT};
 use crate::op::{Cost, Dispatch, Lowered, Lowering, Operand, TensorId};
+use crate::slots;
 use crate::{Error, Result};
 
 /// A place in GPU memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// Slot `index`, from its start.
-    Slot(usize),
+    /// A slot.
+    Slot {
+        /// Its index.
+        slot: usize,
+        /// First byte.
+        offset: u64,
+    },
     /// The packed buffer of inputs.
     Input {
         /// First byte.
@@ -36,7 +42,7 @@ pub struct Step {
     /// Its launches.
     pub dispatches: Vec<Dispatch>,
     /// Where its workspaces live, and their bytes.
-    pub workspaces: Vec<(usize, u64)>,
+    pub workspaces: Vec<(Place, u64)>,
 }
 
 /// Bytes of GPU memory by kind.
@@ -97,6 +103,18 @@ pub struct Lifetime {
     pub last: usize,
     /// Its slot.
     pub slot: usize,
+    /// Its first byte there.
+    pub offset: u64,
+}
+
+impl Lifetime {
+    fn new(tensor: Option<TensorId>, bytes: u64, position: usize) -> Self {
+        Self { tensor, bytes, first: position, last: position, slot: 0, offset: 0 }
+    }
+
+    fn place(&self) -> Place {
+        Place::Slot { slot: self.slot, offset: self.offset }
+    }
 }
 
 impl Plan {
@@ -123,13 +141,7 @@ impl Plan {
                 if transient && lifetime_of[root.0 as usize].is_none() {
                     lifetime_of[root.0 as usize] = Some(lifetimes.len());
                     let bytes = graph.tensor(root).desc.bytes();
-                    lifetimes.push(Lifetime {
-                        tensor: Some(root),
-                        bytes,
-                        first: position,
-                        last: position,
-                        slot: 0,
-                    });
+                    lifetimes.push(Lifetime::new(Some(root), bytes, position));
                 }
             }
             for &id in &node.inputs {
@@ -150,13 +162,7 @@ impl Plan {
                     .workspaces
                     .iter()
                     .map(|&bytes| {
-                        lifetimes.push(Lifetime {
-                            tensor: None,
-                            bytes,
-                            first: position,
-                            last: position,
-                            slot: 0,
-                        });
+                        lifetimes.push(Lifetime::new(None, bytes, position));
                         lifetimes.len() - 1
                     })
                     .collect(),
@@ -168,19 +174,32 @@ impl Plan {
                 lifetimes[life].last = usize::MAX;
             }
         }
-        let slots = assign_slots(&mut lifetimes, options.no_sharing);
+        let together: Vec<Vec<usize>> = live
+            .iter()
+            .zip(&workspace_lives)
+            .map(|(&index, workspaces)| {
+                let node = &graph.nodes()[index];
+                let operands = node.inputs.iter().chain(&node.outputs).map(|&id| graph.root(id).0);
+                let mut lives: Vec<usize> = operands
+                    .filter_map(|root| lifetime_of[root.0 as usize])
+                    .chain(workspaces.clone())
+                    .collect();
+                lives.sort_unstable();
+                lives.dedup();
+                lives
+            })
+            .collect();
+        let slots = slots::assign(&mut lifetimes, &together, options.no_sharing);
         for (step, lives) in steps.iter_mut().zip(workspace_lives) {
             step.workspaces =
-                lives.into_iter().map(|life| (lifetimes[life].slot, lifetimes[life].bytes)).collect();
+                lives.into_iter().map(|life| (lifetimes[life].place(), lifetimes[life].bytes)).collect();
         }
 
         let mut input_bytes = 0u64;
         let mut places: Vec<Option<Place>> = vec![None; lifetime_of.len()];
         for (id, tensor) in graph.tensors() {
             places[id.0 as usize] = match tensor.storage {
-                Storage::Transient => {
-                    lifetime_of[id.0 as usize].map(|life| Place::Slot(lifetimes[life].slot))
-                }
+                Storage::Transient => lifetime_of[id.0 as usize].map(|life| lifetimes[life].place()),
                 Storage::Input => {
                     let offset = input_bytes;
                     input_bytes += tensor.desc.bytes().next_multiple_of(VIEW_ALIGNMENT);
@@ -196,8 +215,10 @@ impl Plan {
                 places[id.0 as usize] = match places[base.0 as usize] {
                     Some(Place::Input { offset: first }) => Some(Place::Input { offset: first + offset }),
                     Some(Place::Persistent { tensor, .. }) => Some(Place::Persistent { tensor, offset }),
-                    // Views of transients are aliases, and start where their base does.
-                    slot => slot,
+                    Some(Place::Slot { slot, offset: first }) => {
+                        Some(Place::Slot { slot, offset: first + offset })
+                    }
+                    None => None,
                 };
             }
         }
@@ -352,29 +373,6 @@ fn check_buffers(graph: &Graph, plan: &Plan, caps: &Caps) -> Result<()> {
     Ok(())
 }
 
-/// Colours lifetimes with slots, the largest first, so that a slot never grows: greedy by size, which comes within a
-/// few percent of the lower bound on training graphs (Pisarchyk and Lee 2020, arXiv 2001.03288).
-fn assign_slots(lifetimes: &mut [Lifetime], no_sharing: bool) -> Vec<u64> {
-    let mut order: Vec<usize> = (0..lifetimes.len()).collect();
-    order.sort_by_key(|&i| (std::cmp::Reverse(lifetimes[i].bytes), lifetimes[i].first, i));
-    let mut slots: Vec<u64> = Vec::new();
-    let mut tenants: Vec<Vec<(usize, usize)>> = Vec::new();
-    for i in order {
-        let (first, last) = (lifetimes[i].first, lifetimes[i].last);
-        let free = |lives: &Vec<(usize, usize)>| lives.iter().all(|&(f, l)| l < first || last < f);
-        // Slots were opened in falling size, so the last one that is free fits tightest.
-        let found = if no_sharing { None } else { tenants.iter().rposition(free) };
-        let slot = found.unwrap_or_else(|| {
-            slots.push(lifetimes[i].bytes);
-            tenants.push(Vec::new());
-            slots.len() - 1
-        });
-        tenants[slot].push((first, last));
-        lifetimes[i].slot = slot;
-    }
-    slots
-}
-
 struct Explanation<'a> {
     plan: &'a Plan,
     graph: &'a Graph,
@@ -407,7 +405,7 @@ impl fmt::Display for Explanation<'_> {
             let name = |id: &TensorId| {
                 let tensor = self.graph.tensor(*id);
                 let place = match self.plan.place(*id) {
-                    Some(Place::Slot(slot)) => format!("slot {slot}"),
+                    Some(Place::Slot { slot, offset }) => format!("slot {slot} + {offset}"),
                     Some(Place::Input { .. }) => "input".into(),
                     Some(Place::Persistent { .. }) => "persistent".into(),
                     None => "nowhere".into(),
@@ -441,11 +439,7 @@ pub(crate) fn operand_place(
         Operand::Input(index) => node.inputs.get(index),
         Operand::Output(index) => node.outputs.get(index),
         Operand::Workspace(index) => {
-            return step
-                .workspaces
-                .get(index)
-                .map(|&(slot, bytes)| (Place::Slot(slot), bytes))
-                .ok_or_else(|| missing(node, operand));
+            return step.workspaces.get(index).copied().ok_or_else(|| missing(node, operand));
         }
     };
     let id = *tensor.ok_or_else(|| missing(node, operand))?;

@@ -264,7 +264,7 @@ impl Session {
     fn region_at(&self, place: Place, first: u64, bytes: u64) -> Result<Region<'_>> {
         let lost = || Error::graph("a planned buffer is missing", "this is a fault of the planner");
         let (buffer, offset) = match place {
-            Place::Slot(slot) => (self.slots.get(slot).ok_or_else(lost)?, 0),
+            Place::Slot { slot, offset } => (self.slots.get(slot).ok_or_else(lost)?, offset),
             Place::Input { offset } => (self.inputs.as_ref().ok_or_else(lost)?, offset),
             Place::Persistent { tensor, offset } => {
                 let shards = self.persistent.get(&tensor).ok_or_else(lost)?;
@@ -439,7 +439,7 @@ impl Session {
         let Some(poison) = &self.poison else { return };
         for life in self.plan.lifetimes().iter().filter(|life| life.first == position) {
             if let Some(slot) = self.slots.get(life.slot) {
-                encoder.copy_buffer_to_buffer(poison, 0, slot, 0, life.bytes.next_multiple_of(4));
+                encoder.copy_buffer_to_buffer(poison, 0, slot, life.offset, life.bytes.next_multiple_of(4));
             }
         }
     }

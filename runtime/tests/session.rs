@@ -12,6 +12,7 @@ use epl_runtime::kernel::Kernel;
 use epl_runtime::op::{Cost, Lowering, Op, Operand, push_one};
 use epl_runtime::ops::batch_norm::{BatchNorm, batch_norm_train};
 use epl_runtime::ops::{add, prelu, reshape, sum_all};
+use epl_runtime::plan::Place;
 use epl_runtime::{
     Array, Caps, Device, DeviceOptions, Graph, HostTensor, Plan, PlanOptions, Record, Result, Session,
     SessionOptions, Shape, Store, TensorDesc, TensorId,
@@ -124,8 +125,27 @@ fn tensors_of_one_dispatch_never_share_a_slot_and_lives_never_overlap() {
     for (i, a) in lives.iter().enumerate() {
         for b in &lives[i + 1..] {
             let overlap = a.first <= b.last && b.first <= a.last;
-            assert!(!(overlap && a.slot == b.slot), "{a:?} and {b:?}");
+            let apart = a.offset + a.bytes <= b.offset || b.offset + b.bytes <= a.offset;
+            assert!(!(overlap && a.slot == b.slot) || apart, "{a:?} and {b:?}");
         }
+    }
+    let slot_of = |place: Option<Place>| match place {
+        Some(Place::Slot { slot, .. }) => Some(slot),
+        _ => None,
+    };
+    for step in &plan.steps {
+        let node = &graph.nodes()[step.node];
+        let mut operands: Vec<_> =
+            node.inputs.iter().chain(&node.outputs).map(|&id| graph.root(id).0).collect();
+        operands.sort();
+        operands.dedup();
+        let places = operands.iter().map(|&id| plan.place(id));
+        let mut slots: Vec<usize> =
+            places.chain(step.workspaces.iter().map(|&(place, _)| Some(place))).filter_map(slot_of).collect();
+        let count = slots.len();
+        slots.sort_unstable();
+        slots.dedup();
+        assert_eq!(slots.len(), count, "{} binds two of one slot", node.op.name());
     }
     assert!(plan.slots.iter().sum::<u64>() < plan.memory.without_sharing / 2, "{:?}", plan.memory);
     assert!(plan.explain(&graph).contains("layer 3"));

@@ -24,7 +24,7 @@ pub const CRATES: [Crate; 2] = [
             &["shape", "dtype", "host", "error"],
             &["buffer", "caps", "counters", "device", "kernel", "profile", "store"],
             &["op", "case", "ops"],
-            &["graph", "autodiff", "plan", "flight", "session"],
+            &["graph", "autodiff", "plan", "slots", "flight", "session"],
             &["interpret", "inspect", "check"],
         ],
     },
