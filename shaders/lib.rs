@@ -76,6 +76,8 @@ shaders! {
     "class_update_uniface",
     "concat_rows",
     "conv2d",
+    "conv2d_depthwise",
+    "conv2d_depthwise_grad_weight",
     "conv2d_direct",
     "conv2d_grad_input",
     "conv2d_grad_input_weight",

@@ -16,6 +16,7 @@ use crate::ops::convolution::{
     Channels, DirectParams, Geometry, PAD, Path, ProductParams, STRIP, SUBGROUP, TILED, Variant,
     lower_direct, lower_product,
 };
+use crate::ops::depthwise::{self, DEPTHWISE};
 use crate::{Error, Result, TensorDesc};
 
 static DIRECT: Kernel = Kernel {
@@ -29,7 +30,7 @@ static DIRECT: Kernel = Kernel {
 
 /// The registry's entry.
 pub const ENTRY: OpEntry =
-    OpEntry { name: "conv2d", cases, kernels: &[&TILED, &SUBGROUP, &STRIP, &DIRECT, &PAD] };
+    OpEntry { name: "conv2d", cases, kernels: &[&TILED, &SUBGROUP, &STRIP, &DIRECT, &DEPTHWISE, &PAD] };
 
 /// Records `conv2d(x, weight)`: x `[N, H, W, Cin]`, weight `[KH, KW, Cin / groups, Cout]` -> `[N, OH, OW, Cout]`.
 pub fn conv2d(
@@ -84,6 +85,10 @@ impl Op for Conv2d {
         if path == Path::Direct {
             let len = geometry.out_pixels() * geometry.out_channels();
             return lower_direct(lowering, &DIRECT, &geometry, len, [x, weight, y]);
+        }
+        if path == Path::Depthwise {
+            let params = forward_params(lowering, &geometry)?;
+            return depthwise::lower(lowering, &params, [x, weight, y]);
         }
         let aligned = geometry.aligned();
         let activations = |of: &Geometry| {

@@ -81,15 +81,22 @@ impl Setting {
 /// The cases of an op, each made from its setting by `make`.
 pub(super) fn cases(make: impl Fn(&Setting) -> Case) -> Vec<Case> {
     let every = settings().into_iter().flat_map(|setting| {
-        let variants = [Variant::Auto, Variant::Tiled(None), Variant::Subgroup, Variant::Direct];
-        variants.map(|variant| make(&setting.with(variant)))
+        let variants =
+            [Variant::Auto, Variant::Tiled(None), Variant::Subgroup, Variant::Direct, Variant::Depthwise];
+        let suits = |variant: &Variant| *variant != Variant::Depthwise || setting.conv.groups > 1;
+        let variants = variants.into_iter().filter(suits).collect::<Vec<_>>();
+        variants.into_iter().map(|variant| make(&setting.with(variant))).collect::<Vec<_>>()
     });
     let tiles = several_tiles()
         .into_iter()
         .flat_map(|setting| Tile::ALL.map(|tile| make(&setting.with(Variant::Tiled(Some(tile))))));
     let halves = settings().into_iter().filter(|setting| setting.fits_half()).flat_map(|setting| {
-        let variants = [Variant::Tiled(None), Variant::Subgroup, Variant::Direct];
-        variants.map(|variant| make(&setting.with(variant)).half(&[0, 1]))
+        let variants = if setting.conv.groups > 1 {
+            vec![Variant::Auto, Variant::Direct]
+        } else {
+            vec![Variant::Tiled(None), Variant::Subgroup, Variant::Direct]
+        };
+        variants.into_iter().map(|variant| make(&setting.with(variant)).half(&[0, 1])).collect::<Vec<_>>()
     });
     let perf = perf_settings().into_iter().map(|setting| make(&setting).perf());
     let halves_perf = perf_settings().into_iter().map(|setting| make(&setting).half(&[0, 1]).perf());
@@ -136,6 +143,27 @@ fn settings() -> Vec<Setting> {
         Setting::new("three odd groups", [1, 5, 5, 6], [3, 2, 9], grouped(3, strided([2, 1], [1, 0, 1, 0]))),
         Setting::new("depthwise", [2, 7, 6, 5], [3, 3, 5], grouped(5, strided([2, 2], [1; 4]))),
         Setting::new("depthwise, two outputs a channel", [1, 5, 4, 4], [3, 3, 8], grouped(4, same(1))),
+        Setting::new("depthwise in vectors", [2, 5, 11, 12], [3, 3, 12], grouped(12, same(1))),
+        Setting::new(
+            "depthwise in vectors, stride 2",
+            [3, 9, 12, 36],
+            [3, 3, 36],
+            grouped(36, strided([2, 2], [1, 0, 0, 1])),
+        ),
+        Setting::new("depthwise in vectors, whole image", [3, 7, 7, 8], [7, 7, 8], grouped(8, same(0))),
+        Setting::new(
+            "depthwise in vectors, wide stride",
+            [1, 6, 19, 4],
+            [2, 5, 4],
+            grouped(4, strided([1, 4], [1, 2, 3, 1])),
+        ),
+        Setting::new(
+            "depthwise in vectors, taps skipped",
+            [2, 5, 6, 4],
+            [1, 2, 4],
+            grouped(4, strided([3, 3], [0; 4])),
+        ),
+        Setting::new("depthwise, a wide window", [1, 3, 12, 4], [2, 9, 4], grouped(4, same(3))),
         Setting::new("tiny values", [1, 5, 5, 8], [3, 3, 8], same(1)).scaled([1e-12; 3]),
         Setting::new("huge values", [1, 5, 5, 8], [3, 3, 8], same(1)).scaled([1e15, 1e16, 1e17]),
     ];
@@ -167,6 +195,12 @@ fn perf_settings() -> Vec<Setting> {
             [32, 28, 28, 64],
             [3, 3, 64],
             Conv2d { groups: 64, ..same(1) },
+        ),
+        Setting::new(
+            "perf 56x56 depthwise 128 stride 2",
+            [16, 56, 56, 128],
+            [3, 3, 128],
+            Conv2d { groups: 128, padding: [1; 4], ..stride_two },
         ),
     ]
 }
@@ -228,7 +262,7 @@ mod tests {
         }
         let depthwise = Conv2d { groups: 32, ..op };
         let inputs = [desc([2, 14, 14, 32]), desc([3, 3, 1, 32])];
-        assert_eq!(kernels(&lower(&depthwise, &CPU, &inputs)), ["conv2d_direct"]);
+        assert_eq!(kernels(&lower(&depthwise, &CPU, &inputs)), ["conv2d_depthwise"]);
     }
 
     #[test]

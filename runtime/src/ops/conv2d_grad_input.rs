@@ -19,6 +19,7 @@ use crate::ops::convolution::{
     Channels, DirectParams, Geometry, PAD, Path, ProductParams, STRIP, SUBGROUP, TILED, lower_direct,
     lower_product,
 };
+use crate::ops::depthwise::{self, DEPTHWISE};
 use crate::{Error, Result, Shape, TensorDesc};
 
 crate::param_block! {
@@ -66,8 +67,11 @@ static DIRECT: Kernel = Kernel {
 };
 
 /// The registry's entry.
-pub const ENTRY: OpEntry =
-    OpEntry { name: "conv2d_grad_input", cases, kernels: &[&DIRECT, &FLIP, &TILED, &SUBGROUP, &STRIP, &PAD] };
+pub const ENTRY: OpEntry = OpEntry {
+    name: "conv2d_grad_input",
+    cases,
+    kernels: &[&DIRECT, &DEPTHWISE, &FLIP, &TILED, &SUBGROUP, &STRIP, &PAD],
+};
 
 /// The op `conv2d_grad_input`: `weight, dy -> dx`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,6 +121,12 @@ impl Op for Conv2dGradInput {
             let len = geometry.in_pixels() * geometry.in_channels();
             return lower_direct(lowering, &DIRECT, &geometry, len, [weight, dy, dx]);
         }
+        if path == Path::Depthwise {
+            let flipped = lower_flip(lowering, &geometry, &geometry, weight)?;
+            return each_phase(lowering, &geometry, |lowering, params| {
+                depthwise::lower(lowering, &params, [dy, flipped, dx])
+            });
+        }
         let aligned = geometry.aligned();
         let activations = |of: &Geometry| {
             let dx = Channels::activations(of.in_pixels(), of.groups, of.group_in);
@@ -126,14 +136,9 @@ impl Op for Conv2dGradInput {
         let flipped = lower_flip(lowering, &geometry, &aligned, weight)?;
         let dy = dy_is.pad(lowering, dy, &dy_aligned)?;
         let to = dx_is.target(lowering, dx, &dx_aligned);
-        let [stride_y, stride_x] = aligned.stride;
-        // Where the image is smaller than the stride, the last phases have no pixels.
-        for phase_y in 0..stride_y.min(aligned.in_size[0]) {
-            for phase_x in 0..stride_x.min(aligned.in_size[1]) {
-                let params = phase_params(lowering, &aligned, phase_y, phase_x)?;
-                lower_product(lowering, path, params, aligned.groups, [dy, flipped, to])?;
-            }
-        }
+        each_phase(lowering, &aligned, |lowering, params| {
+            lower_product(lowering, path, params, aligned.groups, [dy, flipped, to])
+        })?;
         dx_aligned.copy(lowering, to, dx, &dx_is)
     }
 
@@ -211,6 +216,23 @@ impl Phase {
             origin: last_tap_at + 1 - signed(lowering, taps)?,
         })
     }
+}
+
+/// Calls `launch` with the parameters of each phase.
+fn each_phase(
+    lowering: &mut Lowering<'_>,
+    geometry: &Geometry,
+    launch: impl Fn(&mut Lowering<'_>, ProductParams) -> Result<()>,
+) -> Result<()> {
+    let [stride_y, stride_x] = geometry.stride;
+    // Where the image is smaller than the stride, the last phases have no pixels.
+    for phase_y in 0..stride_y.min(geometry.in_size[0]) {
+        for phase_x in 0..stride_x.min(geometry.in_size[1]) {
+            let params = phase_params(lowering, geometry, phase_y, phase_x)?;
+            launch(lowering, params)?;
+        }
+    }
+    Ok(())
 }
 
 fn phase_params(

@@ -15,7 +15,7 @@ use crate::kernel::{Kernel, ParamBlock, read, write};
 use crate::op::{Cost, Lowering, Op, Operand};
 use crate::ops::conv2d::{Conv2d, signed};
 use crate::ops::convolution::{Channels, DIRECT_WORKGROUP, Geometry, PAD, Path, subgroup_columns, tile_grid};
-use crate::ops::{conv2d_cases, sum_rows};
+use crate::ops::{conv2d_cases, depthwise, sum_rows};
 use crate::{DType, Error, Result, Shape, TensorDesc};
 
 crate::param_block! {
@@ -172,7 +172,7 @@ static DIRECT: Kernel = Kernel {
 pub const ENTRY: OpEntry = OpEntry {
     name: "conv2d_grad_weight",
     cases,
-    kernels: &[&TILED, &SUBGROUP, &STRIP, &DIRECT, &PAD, &sum_rows::KERNEL],
+    kernels: &[&TILED, &SUBGROUP, &STRIP, &DIRECT, &depthwise::GRAD_WEIGHT, &PAD, &sum_rows::KERNEL],
 };
 
 /// The op `conv2d_grad_weight`: `x, dy -> dw`.
@@ -272,6 +272,9 @@ impl Op for Conv2dGradWeight {
         if path == Path::Direct {
             return lower_direct(lowering, &geometry);
         }
+        if path == Path::Depthwise {
+            return depthwise::lower_grad_weight(lowering, &geometry, [x, dy, dw]);
+        }
         let aligned = geometry.aligned();
         let activations = |of: &Geometry| {
             let x = Channels::activations(of.in_pixels(), of.groups, of.group_in);
@@ -336,7 +339,7 @@ fn lower_product(
                 tile_grid(tile, rows, aligned.group_out, aligned.groups * longest);
             (&TILED, row_blocks, blocks, constants.to_vec())
         }
-        Path::Direct => {
+        Path::Direct | Path::Depthwise => {
             return Err(Error::graph("a direct gradient is no matrix product", "use its own kernel"));
         }
     };

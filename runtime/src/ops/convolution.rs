@@ -11,6 +11,7 @@ use crate::caps::Caps;
 use crate::kernel::{Kernel, ParamBlock, read, write};
 use crate::op::{Lowering, Operand};
 use crate::ops::conv2d::Conv2d;
+use crate::ops::depthwise::MOST_TAPS;
 use crate::{Error, Result, Shape, TensorDesc};
 
 /// Which kernels compute a convolution. The results differ only by rounding.
@@ -26,6 +27,9 @@ pub enum Variant {
     Subgroup,
     /// The definition, one invocation an output element: for few channels a group.
     Direct,
+    /// Strips of pixels of vectors of channels: where every channel is convolved by itself. What it cannot do is done as
+    /// in [`Variant::Direct`].
+    Depthwise,
 }
 
 /// The part of a matrix product's result that one workgroup makes.
@@ -87,6 +91,7 @@ pub(super) enum Path {
     /// With the size of a subgroup.
     Subgroup(u32),
     Direct,
+    Depthwise,
 }
 
 /// Sizes of a convolution; channels are those of one group.
@@ -275,7 +280,13 @@ impl Geometry {
             .subgroups
             .filter(|sizes| sizes.min == sizes.max && sizes.min >= 8 && sizes.max <= caps.max_invocations)
             .map_or(Path::Tiled(None), |sizes| Path::Subgroup(sizes.max));
+        let depthwise = self.groups > 1
+            && [self.group_in, self.group_out] == [1, 1]
+            && self.groups.is_multiple_of(4)
+            && self.kernel[1] <= MOST_TAPS;
         match variant {
+            Variant::Auto | Variant::Depthwise if depthwise => Path::Depthwise,
+            Variant::Depthwise => Path::Direct,
             Variant::Auto if self.groups > 1 && self.group_in.min(self.group_out) < 8 => Path::Direct,
             Variant::Auto if caps.cpu => subgroup,
             Variant::Auto => Path::Tiled(None),
@@ -427,7 +438,7 @@ pub(super) fn lower_product(
             let (pixel_blocks, blocks, constants) = tile_grid(tile, pixels, group_out, groups);
             (&TILED, pixel_blocks, blocks, constants.to_vec())
         }
-        Path::Direct => {
+        Path::Direct | Path::Depthwise => {
             return Err(Error::graph("a direct convolution is no matrix product", "use its own kernel"));
         }
     };

@@ -18,6 +18,7 @@ mod conv2d_cases;
 pub mod conv2d_grad_input;
 pub mod conv2d_grad_weight;
 pub mod convolution;
+mod depthwise;
 pub mod dropout;
 pub mod fill;
 pub mod grad_norm;
