@@ -9,12 +9,12 @@ use crate::case::{Case, OpEntry};
 use crate::host::Array;
 use crate::kernel::{Kernel, ParamBlock, read, write};
 use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_one};
+use crate::ops::channels::{Channels, PAD};
 use crate::ops::conv2d_cases;
 use crate::ops::conv2d_grad_input::Conv2dGradInput;
 use crate::ops::conv2d_grad_weight::Conv2dGradWeight;
 use crate::ops::convolution::{
-    Channels, DirectParams, Geometry, PAD, Path, ProductParams, STRIP, SUBGROUP, TILED, Variant,
-    lower_direct, lower_product,
+    DirectParams, Geometry, Path, ProductParams, STRIP, SUBGROUP, TILED, Variant, lower_direct, lower_product,
 };
 use crate::ops::depthwise::{self, DEPTHWISE};
 use crate::{Error, Result, TensorDesc};

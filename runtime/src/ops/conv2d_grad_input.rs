@@ -13,11 +13,11 @@ use crate::case::{Case, OpEntry};
 use crate::host::Array;
 use crate::kernel::{Kernel, ParamBlock, read, write};
 use crate::op::{Cost, Lowering, Op, Operand};
+use crate::ops::channels::{Channels, PAD};
 use crate::ops::conv2d::{Conv2d, signed};
 use crate::ops::conv2d_cases;
 use crate::ops::convolution::{
-    Channels, DirectParams, Geometry, PAD, Path, ProductParams, STRIP, SUBGROUP, TILED, lower_direct,
-    lower_product,
+    DirectParams, Geometry, Path, ProductParams, STRIP, SUBGROUP, TILED, lower_direct, lower_product,
 };
 use crate::ops::depthwise::{self, DEPTHWISE};
 use crate::{Error, Result, Shape, TensorDesc};

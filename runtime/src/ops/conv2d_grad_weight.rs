@@ -13,8 +13,9 @@ use crate::case::{Case, OpEntry};
 use crate::host::Array;
 use crate::kernel::{Kernel, ParamBlock, read, write};
 use crate::op::{Cost, Lowering, Op, Operand};
+use crate::ops::channels::{Channels, PAD};
 use crate::ops::conv2d::{Conv2d, signed};
-use crate::ops::convolution::{Channels, DIRECT_WORKGROUP, Geometry, PAD, Path, subgroup_columns, tile_grid};
+use crate::ops::convolution::{DIRECT_WORKGROUP, Geometry, Path, subgroup_columns, tile_grid};
 use crate::ops::{conv2d_cases, depthwise, sum_rows};
 use crate::{DType, Error, Result, Shape, TensorDesc};
 

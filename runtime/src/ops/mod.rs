@@ -10,6 +10,7 @@ pub mod batch_norm_eval;
 pub mod batch_norm_grad;
 pub mod broadcast_scalar;
 pub mod cast;
+mod channels;
 pub mod check_finite;
 pub mod clamp_min;
 pub mod concat_rows;
