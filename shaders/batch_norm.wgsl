@@ -1,5 +1,6 @@
-// Normalisation with the statistics of the batch: y[r, c] = (x[r, c] - mean[c]) * inv_std[c] * weight[c] + bias[c].
-// A workgroup is COLUMNS channels x LANES rows that walk a split of the rows: a channel's constants are read once.
+// Normalisation with the statistics of the batch, and what follows it in the same pass:
+// y[r, c] = (x[r, c] - mean[c]) * inv_std[c] * weight[c] + bias[c], then PReLU, then the sum with a residual, where told.
+// A workgroup is COLUMNS channels x LANES rows that walk a split of the rows: a column's constants are read once.
 
 struct Params {
     rows: u32,
@@ -8,31 +9,44 @@ struct Params {
     rows_per_split: u32,
 }
 
+// How activations are stored.
+alias Elem = f32;
+
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<f32>;
-@group(0) @binding(2) var<storage, read> weight: array<f32>;
-@group(0) @binding(3) var<storage, read> bias: array<f32>;
-@group(0) @binding(4) var<storage, read> mean: array<f32>;
-@group(0) @binding(5) var<storage, read> inv_std: array<f32>;
-@group(0) @binding(6) var<storage, read_write> y: array<f32>;
+@group(0) @binding(1) var<storage, read> x: array<Elem>;
+// [5, columns]: mean, inv_std, inv_std * weight, bias, slope.
+@group(0) @binding(2) var<storage, read> constants: array<f32>;
+// Anything where nothing is added.
+@group(0) @binding(3) var<storage, read> residual: array<Elem>;
+@group(0) @binding(4) var<storage, read_write> y: array<Elem>;
 
 override COLUMNS: u32 = 64u;
 override LANES: u32 = 4u;
+override PRELU: bool = false;
+override RESIDUAL: bool = false;
 
 @compute @workgroup_size(COLUMNS, LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
-    let channel = group.x * COLUMNS + local.x;
-    if channel >= params.columns {
+    let column = group.x * COLUMNS + local.x;
+    if column >= params.columns {
         return;
     }
     let first = group.y * params.rows_per_split;
     let last = min(first + params.rows_per_split, params.rows);
-    let center = mean[channel];
-    let scale = inv_std[channel] * weight[channel];
-    let offset = bias[channel];
+    let center = constants[column];
+    let scale = constants[2u * params.columns + column];
+    let offset = constants[3u * params.columns + column];
+    let slope = constants[4u * params.columns + column];
     for (var row = first + local.y; row < last; row += LANES) {
-        let i = row * params.columns + channel;
+        let i = row * params.columns + column;
         // Not folded into one multiply-add: mean * scale may be far larger than y.
-        y[i] = (x[i] - center) * scale + offset;
+        var v = (f32(x[i]) - center) * scale + offset;
+        if PRELU {
+            v = select(slope * v, v, v > f32(0.0));
+        }
+        if RESIDUAL {
+            v += f32(residual[i]);
+        }
+        y[i] = Elem(v);
     }
 }

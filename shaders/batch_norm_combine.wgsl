@@ -1,5 +1,5 @@
-// Second stage of the batch statistics: merges the splits of batch_norm_stats in a fixed order into the mean and the
-// inverse deviation of each channel, and moves the running statistics. The variance that normalises is the biased one,
+// Second stage of the batch statistics: merges the splits of batch_norm_stats in a fixed order, leaves what normalises each
+// channel, and moves the running statistics. The variance that normalises is the biased one,
 // the running variance takes the unbiased one, as in PyTorch.
 
 struct Params {
@@ -11,14 +11,21 @@ struct Params {
     momentum: f32,
 }
 
+// How activations are stored.
+alias Elem = f32;
+
 @group(0) @binding(0) var<uniform> params: Params;
 // Only its first row is read: what batch_norm_stats subtracted.
-@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(1) var<storage, read> x: array<Elem>;
 @group(0) @binding(2) var<storage, read> partial: array<f32>;
-@group(0) @binding(3) var<storage, read_write> mean: array<f32>;
-@group(0) @binding(4) var<storage, read_write> inv_std: array<f32>;
-@group(0) @binding(5) var<storage, read_write> running_mean: array<f32>;
-@group(0) @binding(6) var<storage, read_write> running_var: array<f32>;
+@group(0) @binding(3) var<storage, read> weight: array<f32>;
+@group(0) @binding(4) var<storage, read> bias: array<f32>;
+// The slopes of the PReLU that follows; anything where none does.
+@group(0) @binding(5) var<storage, read> slope: array<f32>;
+@group(0) @binding(6) var<storage, read_write> running_mean: array<f32>;
+@group(0) @binding(7) var<storage, read_write> running_var: array<f32>;
+// [5, channels]: mean, 1 / sqrt(var + eps), that times the weight, bias, slope.
+@group(0) @binding(8) var<storage, read_write> constants: array<f32>;
 
 override COLUMNS: u32 = 16u;
 // A power of two.
@@ -65,10 +72,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
         }
     }
     if local.y == 0u && channel < params.channels {
-        let batch_mean = x[channel] + own.mean;
+        let batch_mean = f32(x[channel]) + own.mean;
         let rows = f32(params.rows);
-        mean[channel] = batch_mean;
-        inv_std[channel] = inverseSqrt(own.squares / rows + params.eps);
+        let inverse = inverseSqrt(own.squares / rows + params.eps);
+        constants[channel] = batch_mean;
+        constants[params.channels + channel] = inverse;
+        constants[2u * params.channels + channel] = inverse * weight[channel];
+        constants[3u * params.channels + channel] = bias[channel];
+        constants[4u * params.channels + channel] = slope[channel];
         let keep = 1.0 - params.momentum;
         let unbiased = own.squares / max(rows - 1.0, 1.0);
         // A batch that overflowed must not spoil what outlives it.

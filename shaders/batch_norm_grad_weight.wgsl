@@ -1,5 +1,6 @@
-// Partial sums of the gradients of batch norm's weight and bias: per split of the rows and channel,
-// sum dy * (x - mean) * inv_std and sum dy. The splits are added in order by `sum_rows`.
+// Partial sums of the gradients of batch norm's weight and bias, and of the slopes of a PReLU that follows in the same pass.
+// With h = (x - mean) * inv_std, z = h * weight + bias, and dz = dy, or where there is a PReLU dy * (1 or slope): per split of
+// the rows and channel, sum dz * h, sum dz, and sum dy * min(z, 0). The splits are added in order by `sum_rows`.
 // A workgroup is COLUMNS channels x LANES rows; the lanes stride through the split, then a tree adds them.
 
 struct Params {
@@ -9,35 +10,55 @@ struct Params {
     rows_per_split: u32,
 }
 
+// How activations are stored.
+alias Elem = f32;
+
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<f32>;
-@group(0) @binding(2) var<storage, read> mean: array<f32>;
-@group(0) @binding(3) var<storage, read> inv_std: array<f32>;
-@group(0) @binding(4) var<storage, read> dy: array<f32>;
-// Both [splits, channels].
-@group(0) @binding(5) var<storage, read_write> partial_weight: array<f32>;
-@group(0) @binding(6) var<storage, read_write> partial_bias: array<f32>;
+@group(0) @binding(1) var<storage, read> x: array<Elem>;
+// [5, columns]: mean, inv_std, inv_std * weight, bias, slope.
+@group(0) @binding(2) var<storage, read> constants: array<f32>;
+@group(0) @binding(3) var<storage, read> dy: array<Elem>;
+// All [splits, columns]; the last is not written where there is no PReLU.
+@group(0) @binding(4) var<storage, read_write> partial_weight: array<f32>;
+@group(0) @binding(5) var<storage, read_write> partial_bias: array<f32>;
+@group(0) @binding(6) var<storage, read_write> partial_slope: array<f32>;
 
 override COLUMNS: u32 = 64u;
 // A power of two.
 override LANES: u32 = 4u;
+override PRELU: bool = false;
 
-// x: the sum for the weight; y: that for the bias.
-var<workgroup> sums: array<vec2<f32>, COLUMNS * LANES>;
+struct Sums {
+    weight: f32,
+    bias: f32,
+    slope: f32,
+}
+
+var<workgroup> sums: array<Sums, COLUMNS * LANES>;
 
 @compute @workgroup_size(COLUMNS, LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
-    let channel = group.x * COLUMNS + local.x;
+    let column = group.x * COLUMNS + local.x;
     let first = group.y * params.rows_per_split;
     let last = min(first + params.rows_per_split, params.rows);
-    var own = vec2<f32>(0.0);
-    if channel < params.columns {
-        let center = mean[channel];
-        let scale = inv_std[channel];
+    var own = Sums(0.0, 0.0, 0.0);
+    if column < params.columns {
+        let center = constants[column];
+        let inverse = constants[params.columns + column];
+        let scale = constants[2u * params.columns + column];
+        let offset = constants[3u * params.columns + column];
+        let slope = constants[4u * params.columns + column];
         for (var row = first + local.y; row < last; row += LANES) {
-            let i = row * params.columns + channel;
-            let d = dy[i];
-            own += vec2<f32>(d * ((x[i] - center) * scale), d);
+            let i = row * params.columns + column;
+            let centered = f32(x[i]) - center;
+            var d = f32(dy[i]);
+            if PRELU {
+                let z = centered * scale + offset;
+                own.slope += d * min(z, f32(0.0));
+                d = select(slope * d, d, z > f32(0.0));
+            }
+            own.weight += d * (centered * inverse);
+            own.bias += d;
         }
     }
     let slot = local.y * COLUMNS + local.x;
@@ -45,13 +66,17 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
     for (var stride = LANES / 2u; stride > 0u; stride /= 2u) {
         workgroupBarrier();
         if local.y < stride {
-            own += sums[slot + stride * COLUMNS];
+            let other = sums[slot + stride * COLUMNS];
+            own = Sums(own.weight + other.weight, own.bias + other.bias, own.slope + other.slope);
             sums[slot] = own;
         }
     }
-    if local.y == 0u && channel < params.columns {
-        let i = group.y * params.columns + channel;
-        partial_weight[i] = own.x;
-        partial_bias[i] = own.y;
+    if local.y == 0u && column < params.columns {
+        let i = group.y * params.columns + column;
+        partial_weight[i] = own.weight;
+        partial_bias[i] = own.bias;
+        if PRELU {
+            partial_slope[i] = own.slope;
+        }
     }
 }

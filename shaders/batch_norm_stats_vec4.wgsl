@@ -11,8 +11,11 @@ struct Params {
     rows_per_split: u32,
 }
 
+// How activations are stored.
+alias Elem = f32;
+
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> x: array<vec4<Elem>>;
 // [splits, 2, columns]: the mean less the channel's first value, then the sum of squared deviations.
 @group(0) @binding(2) var<storage, read_write> partial: array<vec4<f32>>;
 
@@ -42,23 +45,23 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
     let last = min(first + params.rows_per_split, params.rows);
     var own = Moments(vec4<f32>(0.0), vec4<f32>(0.0), 0.0);
     if column < params.columns {
-        let shift = x[column];
+        let shift = vec4<f32>(x[column]);
         let step = LANES * params.columns;
         var row = first + local.y;
         // Four rows at a time: four loads in flight and one division.
         for (; row + 3u * LANES < last; row += 4u * LANES) {
             let i = row * params.columns + column;
-            let a = x[i] - shift;
-            let b = x[i + step] - shift;
-            let c = x[i + 2u * step] - shift;
-            let d = x[i + 3u * step] - shift;
+            let a = vec4<f32>(x[i]) - shift;
+            let b = vec4<f32>(x[i + step]) - shift;
+            let c = vec4<f32>(x[i + 2u * step]) - shift;
+            let d = vec4<f32>(x[i + 3u * step]) - shift;
             let mean = 0.25 * ((a + b) + (c + d));
             let squares = ((a - mean) * (a - mean) + (b - mean) * (b - mean))
                 + ((c - mean) * (c - mean) + (d - mean) * (d - mean));
             own = merge(own, Moments(mean, squares, 4.0));
         }
         for (; row < last; row += LANES) {
-            own = merge(own, Moments(x[row * params.columns + column] - shift, vec4<f32>(0.0), 1.0));
+            own = merge(own, Moments(vec4<f32>(x[row * params.columns + column]) - shift, vec4<f32>(0.0), 1.0));
         }
     }
     let slot = local.y * COLUMNS + local.x;

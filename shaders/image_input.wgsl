@@ -15,11 +15,14 @@ struct Params {
     scale_b: f32,
 }
 
+// How activations are stored.
+alias Elem = f32;
+
 @group(0) @binding(0) var<uniform> params: Params;
 // Four bytes a word, the first in the lowest bits.
 @group(0) @binding(1) var<storage, read> bytes: array<u32>;
 @group(0) @binding(2) var<storage, read> mirror: array<u32>;
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+@group(0) @binding(3) var<storage, read_write> y: array<Elem>;
 
 override WORKGROUP: u32 = 256u;
 
@@ -46,7 +49,7 @@ fn main(
     let g = (byte(3u * source + 1u) - params.center_g) * params.scale_g;
     let b = (byte(3u * source + 2u) - params.center_b) * params.scale_b;
     let swap = params.bgr != 0u;
-    y[3u * pixel] = select(r, b, swap);
-    y[3u * pixel + 1u] = g;
-    y[3u * pixel + 2u] = select(b, r, swap);
+    y[3u * pixel] = Elem(select(r, b, swap));
+    y[3u * pixel + 1u] = Elem(g);
+    y[3u * pixel + 2u] = Elem(select(b, r, swap));
 }

@@ -8,10 +8,13 @@ struct Params {
     rows_per_split: u32,
 }
 
+// How activations are stored.
+alias Elem = f32;
+
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(1) var<storage, read> x: array<Elem>;
 @group(0) @binding(2) var<storage, read> slope: array<f32>;
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+@group(0) @binding(3) var<storage, read_write> y: array<Elem>;
 
 override COLUMNS: u32 = 64u;
 override LANES: u32 = 4u;
@@ -27,7 +30,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
     let a = slope[channel];
     for (var row = first + local.y; row < last; row += LANES) {
         let i = row * params.columns + channel;
-        let v = x[i];
-        y[i] = select(a * v, v, v > 0.0);
+        let v = f32(x[i]);
+        y[i] = Elem(select(a * v, v, v > 0.0));
     }
 }

@@ -9,11 +9,14 @@ struct Params {
     rows_per_split: u32,
 }
 
+// How activations are stored.
+alias Elem = f32;
+
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(1) var<storage, read> x: array<Elem>;
 @group(0) @binding(2) var<storage, read> slope: array<f32>;
-@group(0) @binding(3) var<storage, read> dy: array<f32>;
-@group(0) @binding(4) var<storage, read_write> dx: array<f32>;
+@group(0) @binding(3) var<storage, read> dy: array<Elem>;
+@group(0) @binding(4) var<storage, read_write> dx: array<Elem>;
 // [splits, channels].
 @group(0) @binding(5) var<storage, read_write> partial: array<f32>;
 
@@ -33,9 +36,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
         let a = slope[channel];
         for (var row = first + local.y; row < last; row += LANES) {
             let i = row * params.columns + channel;
-            let v = x[i];
-            let d = dy[i];
-            dx[i] = select(a * d, d, v > 0.0);
+            let v = f32(x[i]);
+            let d = f32(dy[i]);
+            dx[i] = Elem(select(a * d, d, v > 0.0));
             own += d * min(v, 0.0);
         }
     }

@@ -10,11 +10,14 @@ struct Params {
     rows_per_split: u32,
 }
 
+// How activations are stored.
+alias Elem = f32;
+
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> x: array<vec4<Elem>>;
 @group(0) @binding(2) var<storage, read> slope: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> dy: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read_write> dx: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> dy: array<vec4<Elem>>;
+@group(0) @binding(4) var<storage, read_write> dx: array<vec4<Elem>>;
 // [splits, columns].
 @group(0) @binding(5) var<storage, read_write> partial: array<vec4<f32>>;
 
@@ -34,9 +37,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
         let a = slope[column];
         for (var row = first + local.y; row < last; row += LANES) {
             let i = row * params.columns + column;
-            let v = x[i];
-            let d = dy[i];
-            dx[i] = select(a * d, d, v > vec4<f32>(0.0));
+            let v = vec4<f32>(x[i]);
+            let d = vec4<f32>(dy[i]);
+            dx[i] = vec4<Elem>(select(a * d, d, v > vec4<f32>(0.0)));
             own += d * min(v, vec4<f32>(0.0));
         }
     }

@@ -9,10 +9,13 @@ struct Params {
     rows_per_split: u32,
 }
 
+// How activations are stored.
+alias Elem = f32;
+
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> x: array<vec4<Elem>>;
 @group(0) @binding(2) var<storage, read> slope: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> y: array<vec4<Elem>>;
 
 override COLUMNS: u32 = 64u;
 override LANES: u32 = 4u;
@@ -28,7 +31,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
     let a = slope[column];
     for (var row = first + local.y; row < last; row += LANES) {
         let i = row * params.columns + column;
-        let v = x[i];
-        y[i] = select(a * v, v, v > vec4<f32>(0.0));
+        let v = vec4<f32>(x[i]);
+        y[i] = vec4<Elem>(select(a * v, v, v > vec4<f32>(0.0)));
     }
 }

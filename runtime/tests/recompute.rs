@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use epl_runtime::autodiff::backward;
 use epl_runtime::case::normal;
-use epl_runtime::ops::batch_norm::{BatchNorm, batch_norm_train};
+use epl_runtime::ops::batch_norm::{BatchNorm, Then, batch_norm_train};
 use epl_runtime::ops::conv2d::{Conv2d, conv2d};
 use epl_runtime::ops::{add, prelu, reshape, sum_all};
 use epl_runtime::{
@@ -42,8 +42,8 @@ impl Recorder {
             let trained = part == "weight" || part == "bias";
             self.persistent(format!("{name} {part}"), [CHANNELS], trained)
         });
-        let config = BatchNorm { eps: 1e-5, momentum: 0.5 };
-        batch_norm_train(&mut self.graph, x, weight, bias, mean, var, config).unwrap()
+        let config = BatchNorm { eps: 1e-5, momentum: 0.5, then: Then::Nothing };
+        batch_norm_train(&mut self.graph, x, [weight, bias, mean, var], None, config).unwrap()
     }
 
     fn convolution(&mut self, name: &str, x: TensorId) -> TensorId {

@@ -10,7 +10,7 @@ use epl_runtime::inspect::{find_divergence, profile};
 use epl_runtime::interpret::{Values, interpret};
 use epl_runtime::kernel::Kernel;
 use epl_runtime::op::{Cost, Lowering, Op, Operand, push_one};
-use epl_runtime::ops::batch_norm::{BatchNorm, batch_norm_train};
+use epl_runtime::ops::batch_norm::{BatchNorm, Then, batch_norm_train};
 use epl_runtime::ops::{add, prelu, reshape, sum_all};
 use epl_runtime::plan::Place;
 use epl_runtime::{
@@ -226,8 +226,8 @@ fn a_batch_that_is_not_finite_leaves_the_running_statistics_alone() {
     let vector =
         |graph: &mut Graph, name: &str| graph.persistent(name, TensorDesc::f32([3]), "weights").unwrap();
     let [weight, bias, mean, var] = ["weight", "bias", "mean", "var"].map(|name| vector(&mut graph, name));
-    let config = BatchNorm { eps: 1e-5, momentum: 0.5 };
-    let y = batch_norm_train(&mut graph, x, weight, bias, mean, var, config).unwrap();
+    let config = BatchNorm { eps: 1e-5, momentum: 0.5, then: Then::Nothing };
+    let y = batch_norm_train(&mut graph, x, [weight, bias, mean, var], None, config).unwrap();
     graph.fetch(y);
     let store = Store::new(&device);
     let mut session = Session::new(&graph, &store, SessionOptions::default()).unwrap();

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use epl_runtime::{Graph, HostTensor, Session, SessionOptions};
+use epl_runtime::{DType, Graph, HostTensor, Session, SessionOptions};
 use rayon::prelude::*;
 
 use crate::data::Image;
@@ -40,7 +40,7 @@ impl Embedder {
         let mut graph = Graph::new();
         let parameters = model.spec.parameters.declare(&mut graph)?;
         let images = record_images(&mut graph, batch, network.input)?;
-        let normalized = images.normalized(&mut graph, 0, batch)?;
+        let normalized = images.normalized(&mut graph, 0, batch, DType::F32)?;
         let embedding = network.record(&mut graph, &parameters, normalized, Mode::Evaluate)?;
         graph.fetch(embedding);
         let session = Session::new(&graph, &model.store, SessionOptions::default())?;

@@ -2,7 +2,7 @@
 
 use epl_runtime::ops::image_input::{ImageInput, image_input};
 use epl_runtime::ops::slice_rows::slice_rows;
-use epl_runtime::{Graph, TensorDesc, TensorId};
+use epl_runtime::{DType, Graph, TensorDesc, TensorId};
 
 use crate::Result;
 
@@ -23,9 +23,9 @@ pub struct Images {
 }
 
 impl Images {
-    /// Records images `first .. first + count` of the batch, mirrored where that is asked for and normalised: f32
-    /// `[count, H, W, 3]`.
-    pub fn normalized(&self, graph: &mut Graph, first: usize, count: usize) -> Result<TensorId> {
+    /// Records images `first .. first + count` of the batch, mirrored where that is asked for and normalised:
+    /// `[count, H, W, 3]` of type `to`.
+    pub fn normalized(&self, graph: &mut Graph, first: usize, count: usize, to: DType) -> Result<TensorId> {
         graph.set_scope("input");
         let [height, width] = self.size;
         let (mut bytes, mut mirror) = (self.bytes, self.mirror);
@@ -35,7 +35,8 @@ impl Images {
             bytes = slice_rows(graph, bytes, first * words, count * words)?;
             mirror = slice_rows(graph, mirror, first, count)?;
         }
-        let attributes = ImageInput { batch: count, height, width, mean: MEAN, std: DEVIATION, bgr: false };
+        let attributes =
+            ImageInput { batch: count, height, width, mean: MEAN, std: DEVIATION, bgr: false, to };
         Ok(image_input(graph, bytes, mirror, attributes)?)
     }
 }

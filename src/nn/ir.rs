@@ -5,7 +5,7 @@
 //! fc5, a convolution over all that is left; bn5 with its weight frozen at 1.
 
 use crate::Result;
-use crate::nn::layers::{BatchNorm, Convolution, Layers};
+use crate::nn::layers::{BatchNorm, Convolution, Layers, Prelu};
 use crate::nn::network::Network;
 use crate::nn::parameters::Initial;
 
@@ -24,8 +24,8 @@ pub const DEPTHS: &[(&str, [usize; 4])] = &[
 /// The forward pass: images -> embeddings.
 pub fn forward<L: Layers>(network: &Network, layers: &mut L, images: L::Tensor) -> Result<L::Tensor> {
     let x = layers.convolution("conv1", images, convolution(3, network.width, [3, 3], 1, 1))?;
-    let x = layers.batch_norm("bn1", x, BatchNorm::new(network.width))?;
-    let mut x = layers.clamped_prelu("prelu", x, network.width)?;
+    let mut x =
+        layers.batch_norm_prelu(["bn1", "prelu"], x, BatchNorm::new(network.width), prelu(network.width))?;
     let mut cin = network.width;
     for (layer, &blocks) in network.blocks.iter().enumerate() {
         let cout = network.width << layer;
@@ -54,21 +54,23 @@ fn block<L: Layers>(
     let part = |part: &str| format!("{name}.{part}");
     let y = layers.batch_norm(&part("bn0"), x, BatchNorm::new(cin))?;
     let y = layers.convolution(&part("conv1"), y, convolution(cin, cout, [3, 3], 1, 1))?;
-    let y = layers.batch_norm(&part("bn1"), y, BatchNorm::new(cout))?;
-    let y = layers.clamped_prelu(&part("prelu"), y, cout)?;
+    let y = layers.batch_norm_prelu([&part("bn1"), &part("prelu")], y, BatchNorm::new(cout), prelu(cout))?;
     let second =
         if first { convolution(cout, cout, [2, 2], 2, 0) } else { convolution(cout, cout, [3, 3], 1, 1) };
     let y = layers.convolution(&part("conv2"), y, second)?;
     // A residual branch that starts at zero makes each block the identity to begin with.
     let zero = BatchNorm { channels: cout, weight: 0.0, frozen: false };
-    let y = layers.batch_norm(&part("bn2"), y, zero)?;
-    let shortcut = if first {
+    layers.batch_norm_add([&part("bn2"), name], y, zero, |layers| {
+        if !first {
+            return Ok(x);
+        }
         let s = layers.convolution(&part("downsample.0"), x, convolution(cin, cout, [2, 2], 2, 0))?;
-        layers.batch_norm(&part("downsample.1"), s, BatchNorm::new(cout))?
-    } else {
-        x
-    };
-    layers.add(name, y, shortcut)
+        layers.batch_norm(&part("downsample.1"), s, BatchNorm::new(cout))
+    })
+}
+
+fn prelu(channels: usize) -> Prelu {
+    Prelu { channels, clamped: true }
 }
 
 fn convolution(cin: usize, cout: usize, kernel: [usize; 2], stride: usize, padding: usize) -> Convolution {

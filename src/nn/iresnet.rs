@@ -5,7 +5,7 @@
 //! shortcut, in its last layer, which is linear with a bias, in how it starts, and in that its slopes are not clamped.
 
 use crate::Result;
-use crate::nn::layers::{BatchNorm, Convolution, Layers, Linear};
+use crate::nn::layers::{BatchNorm, Convolution, Layers, Linear, Prelu};
 use crate::nn::network::Network;
 use crate::nn::parameters::Initial;
 
@@ -21,8 +21,8 @@ pub const DEPTHS: &[(&str, [usize; 4])] = &[
 /// The forward pass: images -> embeddings.
 pub fn forward<L: Layers>(network: &Network, layers: &mut L, images: L::Tensor) -> Result<L::Tensor> {
     let x = layers.convolution("conv1", images, convolution(3, network.width, 3, 1))?;
-    let x = layers.batch_norm("bn1", x, BatchNorm::new(network.width))?;
-    let mut x = layers.prelu("prelu", x, network.width)?;
+    let mut x =
+        layers.batch_norm_prelu(["bn1", "prelu"], x, BatchNorm::new(network.width), prelu(network.width))?;
     let mut cin = network.width;
     for (layer, &blocks) in network.blocks.iter().enumerate() {
         let cout = network.width << layer;
@@ -55,17 +55,19 @@ fn block<L: Layers>(
     let stride = if first { 2 } else { 1 };
     let y = layers.batch_norm(&part("bn1"), x, BatchNorm::new(cin))?;
     let y = layers.convolution(&part("conv1"), y, convolution(cin, cout, 3, 1))?;
-    let y = layers.batch_norm(&part("bn2"), y, BatchNorm::new(cout))?;
-    let y = layers.prelu(&part("prelu"), y, cout)?;
+    let y = layers.batch_norm_prelu([&part("bn2"), &part("prelu")], y, BatchNorm::new(cout), prelu(cout))?;
     let y = layers.convolution(&part("conv2"), y, convolution(cout, cout, 3, stride))?;
-    let y = layers.batch_norm(&part("bn3"), y, BatchNorm::new(cout))?;
-    let shortcut = if first {
+    layers.batch_norm_add([&part("bn3"), name], y, BatchNorm::new(cout), |layers| {
+        if !first {
+            return Ok(x);
+        }
         let s = layers.convolution(&part("downsample.0"), x, convolution(cin, cout, 1, stride))?;
-        layers.batch_norm(&part("downsample.1"), s, BatchNorm::new(cout))?
-    } else {
-        x
-    };
-    layers.add(name, y, shortcut)
+        layers.batch_norm(&part("downsample.1"), s, BatchNorm::new(cout))
+    })
+}
+
+fn prelu(channels: usize) -> Prelu {
+    Prelu { channels, clamped: false }
 }
 
 /// A convolution that keeps the extent but for its stride.

@@ -48,6 +48,15 @@ impl BatchNorm {
     }
 }
 
+/// PReLU with a slope a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prelu {
+    /// Channels.
+    pub channels: usize,
+    /// Whether the trainer keeps the slopes from below [`MINIMUM_SLOPE`](super::ir::MINIMUM_SLOPE).
+    pub clamped: bool,
+}
+
 /// A fully connected layer over all that is left of an image: `[N, C, H, W]` -> `[N, features]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Linear {
@@ -75,13 +84,41 @@ pub trait Layers {
     fn batch_norm(&mut self, name: &str, x: Self::Tensor, layer: BatchNorm) -> Result<Self::Tensor>;
 
     /// PReLU with a slope a channel.
-    fn prelu(&mut self, name: &str, x: Self::Tensor, channels: usize) -> Result<Self::Tensor>;
-
-    /// PReLU with a slope a channel that the trainer keeps from below [`MINIMUM_SLOPE`](super::ir::MINIMUM_SLOPE).
-    fn clamped_prelu(&mut self, name: &str, x: Self::Tensor, channels: usize) -> Result<Self::Tensor>;
+    fn prelu(&mut self, name: &str, x: Self::Tensor, layer: Prelu) -> Result<Self::Tensor>;
 
     /// The sum of two tensors, recorded as a part of module `name`.
     fn add(&mut self, name: &str, a: Self::Tensor, b: Self::Tensor) -> Result<Self::Tensor>;
+
+    /// Batch norm `names[0]`, then PReLU `names[1]`: in one pass where that can be.
+    fn batch_norm_prelu(
+        &mut self,
+        names: [&str; 2],
+        x: Self::Tensor,
+        layer: BatchNorm,
+        prelu: Prelu,
+    ) -> Result<Self::Tensor> {
+        let [norm, activation] = names;
+        let x = self.batch_norm(norm, x, layer)?;
+        self.prelu(activation, x, prelu)
+    }
+
+    /// Batch norm `names[0]`, then the sum with what `shortcut` gives, as a part of module `names[1]`: in one pass where that can
+    /// be. The layers of the shortcut come after the batch norm in the state dict.
+    fn batch_norm_add(
+        &mut self,
+        names: [&str; 2],
+        x: Self::Tensor,
+        layer: BatchNorm,
+        shortcut: impl FnOnce(&mut Self) -> Result<Self::Tensor>,
+    ) -> Result<Self::Tensor>
+    where
+        Self: Sized,
+    {
+        let [norm, sum] = names;
+        let x = self.batch_norm(norm, x, layer)?;
+        let shortcut = shortcut(self)?;
+        self.add(sum, x, shortcut)
+    }
 
     /// What comes next is computed in 32 bits, whatever came before: from here to the embedding, where there is little to
     /// compute and rounding shows.
@@ -139,15 +176,10 @@ impl Layers for ParameterList {
         Ok(())
     }
 
-    fn prelu(&mut self, name: &str, (): (), channels: usize) -> Result<()> {
+    fn prelu(&mut self, name: &str, (): (), layer: Prelu) -> Result<()> {
+        let role = if layer.clamped { Role::Slope } else { Role::Weight };
         let initial = Initial::Constant(SLOPE);
-        self.push(format!("{name}.weight"), &[channels], Layout::Plain, Role::Weight, initial);
-        Ok(())
-    }
-
-    fn clamped_prelu(&mut self, name: &str, (): (), channels: usize) -> Result<()> {
-        let initial = Initial::Constant(SLOPE);
-        self.push(format!("{name}.weight"), &[channels], Layout::Plain, Role::Slope, initial);
+        self.push(format!("{name}.weight"), &[layer.channels], Layout::Plain, role, initial);
         Ok(())
     }
 

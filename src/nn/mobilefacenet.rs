@@ -7,7 +7,7 @@
 //! its batch norm, and a PReLU where it is not linear.
 
 use crate::Result;
-use crate::nn::layers::{BatchNorm, Convolution, Layers, Linear};
+use crate::nn::layers::{BatchNorm, Convolution, Layers, Linear, Prelu};
 use crate::nn::network::Network;
 use crate::nn::parameters::Initial;
 
@@ -67,24 +67,35 @@ fn residual<L: Layers>(
     for index in 0..blocks {
         let name = format!("{name}.layers.{index}");
         let block = Bottleneck { name: &name, cin: channels, inner, cout: channels, stride: 1 };
-        let y = bottleneck(layers, &block, x)?;
-        x = layers.add(&name, x, y)?;
+        let y = widened(layers, &block, x)?;
+        let narrow = convolution(inner, channels, [1, 1], 1, 0, 1);
+        let (last, norm) = (format!("{name}.layers.2.layers.0"), format!("{name}.layers.2.layers.1"));
+        let y = layers.convolution(&last, y, narrow)?;
+        x = layers.batch_norm_add([&norm, &name], y, BatchNorm::new(channels), |_| Ok(x))?;
     }
     Ok(x)
 }
 
 fn bottleneck<L: Layers>(layers: &mut L, block: &Bottleneck<'_>, x: L::Tensor) -> Result<L::Tensor> {
+    let x = widened(layers, block, x)?;
+    let narrow = convolution(block.inner, block.cout, [1, 1], 1, 0, 1);
+    linear_unit(layers, &format!("{}.layers.2", block.name), x, narrow)
+}
+
+/// All of a bottleneck but its last, linear unit.
+fn widened<L: Layers>(layers: &mut L, block: &Bottleneck<'_>, x: L::Tensor) -> Result<L::Tensor> {
     let part = |index: usize| format!("{}.layers.{index}", block.name);
-    let &Bottleneck { cin, inner, cout, stride, .. } = block;
+    let &Bottleneck { cin, inner, stride, .. } = block;
     let x = unit(layers, &part(0), x, convolution(cin, inner, [1, 1], 1, 0, 1))?;
-    let x = unit(layers, &part(1), x, convolution(inner, inner, [3, 3], stride, 1, inner))?;
-    linear_unit(layers, &part(2), x, convolution(inner, cout, [1, 1], 1, 0, 1))
+    unit(layers, &part(1), x, convolution(inner, inner, [3, 3], stride, 1, inner))
 }
 
 /// Convolution, batch norm, PReLU.
 fn unit<L: Layers>(layers: &mut L, name: &str, x: L::Tensor, layer: Convolution) -> Result<L::Tensor> {
-    let x = linear_unit(layers, name, x, layer)?;
-    layers.prelu(&format!("{name}.layers.2"), x, layer.cout)
+    let part = |index: usize| format!("{name}.layers.{index}");
+    let x = layers.convolution(&part(0), x, layer)?;
+    let prelu = Prelu { channels: layer.cout, clamped: false };
+    layers.batch_norm_prelu([&part(1), &part(2)], x, BatchNorm::new(layer.cout), prelu)
 }
 
 /// Convolution, batch norm.

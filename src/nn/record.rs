@@ -1,7 +1,9 @@
 //! Networks as ops of a graph: images and activations are `[N, H, W, C]` there.
 
 use epl_runtime::ops::{
-    add, add_bias, batch_norm, batch_norm_eval,
+    add, add_bias,
+    batch_norm::{self, Then},
+    batch_norm_eval,
     cast::cast,
     conv2d,
     dropout::{self, Dropout},
@@ -10,7 +12,7 @@ use epl_runtime::ops::{
 use epl_runtime::{DType, Graph, Record, TensorId};
 
 use crate::Result;
-use crate::nn::layers::{BATCH_NORM_EPS, BatchNorm, Convolution, Layers, Linear};
+use crate::nn::layers::{BATCH_NORM_EPS, BatchNorm, Convolution, Layers, Linear, Prelu};
 use crate::nn::parameters::Declared;
 
 /// Momentum of the running statistics (PyTorch's convention: the share of the new batch).
@@ -42,6 +44,30 @@ pub struct Recorder<'a> {
     pub mode: Mode,
 }
 
+impl Recorder<'_> {
+    /// Weight, bias, running mean and running variance of batch norm `name`.
+    fn of_batch_norm(&self, name: &str) -> Result<[TensorId; 4]> {
+        let part = |part: &str| self.parameters.get(&format!("{name}.{part}"));
+        Ok([part("weight")?, part("bias")?, part("running_mean")?, part("running_var")?])
+    }
+
+    /// Batch norm in training, and what follows it in the same pass.
+    fn batch_norm_then(
+        &mut self,
+        name: &str,
+        x: TensorId,
+        then: Then,
+        more: Option<TensorId>,
+    ) -> Result<TensorId> {
+        self.graph.set_scope(name);
+        let moves = matches!(self.mode, Mode::Train { statistics: true, .. });
+        let momentum = if moves { BATCH_NORM_MOMENTUM } else { 0.0 };
+        let attributes = batch_norm::BatchNorm { eps: BATCH_NORM_EPS, momentum, then };
+        let parameters = self.of_batch_norm(name)?;
+        Ok(batch_norm::batch_norm_train(self.graph, x, parameters, more, attributes)?)
+    }
+}
+
 impl Layers for Recorder<'_> {
     type Tensor = TensorId;
 
@@ -59,31 +85,57 @@ impl Layers for Recorder<'_> {
     }
 
     fn batch_norm(&mut self, name: &str, x: TensorId, _layer: BatchNorm) -> Result<TensorId> {
-        self.graph.set_scope(name);
-        let part = |part: &str| self.parameters.get(&format!("{name}.{part}"));
-        let (weight, bias) = (part("weight")?, part("bias")?);
-        let (mean, var) = (part("running_mean")?, part("running_var")?);
-        Ok(match self.mode {
-            Mode::Train { statistics, .. } => {
-                let momentum = if statistics { BATCH_NORM_MOMENTUM } else { 0.0 };
-                let attributes = batch_norm::BatchNorm { eps: BATCH_NORM_EPS, momentum };
-                batch_norm::batch_norm_train(self.graph, x, weight, bias, mean, var, attributes)?
-            }
+        match self.mode {
+            Mode::Train { .. } => self.batch_norm_then(name, x, Then::Nothing, None),
             Mode::Evaluate => {
-                batch_norm_eval::batch_norm_eval(self.graph, x, weight, bias, mean, var, BATCH_NORM_EPS)?
+                self.graph.set_scope(name);
+                let [weight, bias, mean, var] = self.of_batch_norm(name)?;
+                Ok(batch_norm_eval::batch_norm_eval(self.graph, x, weight, bias, mean, var, BATCH_NORM_EPS)?)
             }
-        })
+        }
     }
 
-    fn prelu(&mut self, name: &str, x: TensorId, _channels: usize) -> Result<TensorId> {
+    fn prelu(&mut self, name: &str, x: TensorId, _layer: Prelu) -> Result<TensorId> {
+        // The optimiser keeps clamped slopes where they belong.
         self.graph.set_scope(name);
         let slope = self.parameters.get(&format!("{name}.weight"))?;
         Ok(prelu::prelu(self.graph, x, slope)?)
     }
 
-    fn clamped_prelu(&mut self, name: &str, x: TensorId, channels: usize) -> Result<TensorId> {
-        // The step clamps all such slopes at once, after the optimiser.
-        self.prelu(name, x, channels)
+    fn batch_norm_prelu(
+        &mut self,
+        [norm, activation]: [&str; 2],
+        x: TensorId,
+        layer: BatchNorm,
+        prelu: Prelu,
+    ) -> Result<TensorId> {
+        match self.mode {
+            Mode::Train { .. } => {
+                let slope = self.parameters.get(&format!("{activation}.weight"))?;
+                self.batch_norm_then(norm, x, Then::Prelu, Some(slope))
+            }
+            Mode::Evaluate => {
+                let x = self.batch_norm(norm, x, layer)?;
+                self.prelu(activation, x, prelu)
+            }
+        }
+    }
+
+    fn batch_norm_add(
+        &mut self,
+        [norm, sum]: [&str; 2],
+        x: TensorId,
+        layer: BatchNorm,
+        shortcut: impl FnOnce(&mut Self) -> Result<TensorId>,
+    ) -> Result<TensorId> {
+        let shortcut = shortcut(self)?;
+        match self.mode {
+            Mode::Train { .. } => self.batch_norm_then(norm, x, Then::Add, Some(shortcut)),
+            Mode::Evaluate => {
+                let x = self.batch_norm(norm, x, layer)?;
+                self.add(sum, x, shortcut)
+            }
+        }
     }
 
     fn add(&mut self, name: &str, a: TensorId, b: TensorId) -> Result<TensorId> {

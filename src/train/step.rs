@@ -3,7 +3,6 @@
 
 use epl_runtime::autodiff::{backward, backward_from};
 use epl_runtime::ops::add::add;
-use epl_runtime::ops::cast::cast;
 use epl_runtime::ops::concat_rows::concat_rows;
 use epl_runtime::ops::fill::fill;
 use epl_runtime::ops::loss_scale::{LossScale, loss_scale};
@@ -378,9 +377,8 @@ impl Passes<'_> {
     /// The embeddings of batch `index`; `again` where they were recorded before.
     fn embed(&mut self, index: usize, again: bool) -> Result<TensorId> {
         let first = index * self.options.batch;
-        let images = self.images.normalized(self.graph, first, self.options.batch)?;
         let element = if self.scale.is_some() { DType::F16 } else { DType::F32 };
-        let images = cast(self.graph, images, element)?;
+        let images = self.images.normalized(self.graph, first, self.options.batch, element)?;
         let mode = Mode::Train { seed: self.seed, first, statistics: !again };
         self.spec.network.record(self.graph, self.parameters, images, mode)
     }

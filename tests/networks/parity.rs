@@ -10,7 +10,7 @@ use epl::nn::network::architectures;
 use epl::nn::record::Mode;
 use epl::nn::{Network, Role};
 use epl_runtime::autodiff::backward_from;
-use epl_runtime::{Device, DeviceOptions, Graph, Session, SessionOptions, TensorDesc};
+use epl_runtime::{DType, Device, DeviceOptions, Graph, Session, SessionOptions, TensorDesc};
 use serde::Deserialize;
 
 use super::formula::{images, small, state_dict, uniform};
@@ -111,7 +111,7 @@ fn gradients_and_statistics_are_those_of_pytorch() {
         let mut graph = Graph::new();
         let parameters = model.spec.parameters.declare(&mut graph).unwrap();
         let input = record_images(&mut graph, TRAINING_IMAGES, network.input).unwrap();
-        let normalized = input.normalized(&mut graph, 0, TRAINING_IMAGES).unwrap();
+        let normalized = input.normalized(&mut graph, 0, TRAINING_IMAGES, DType::F32).unwrap();
         let seed = graph.input("seed", TensorDesc::u32([2])).unwrap();
         let mode = Mode::Train { seed, first: 0, statistics: true };
         let output = network.record(&mut graph, &parameters, normalized, mode).unwrap();

@@ -1,9 +1,12 @@
-//! Batch normalisation over all dimensions but the innermost, in training (Ioffe and Szegedy 2015, arXiv 1502.03167).
+//! Batch normalisation over all dimensions but the innermost, in training (Ioffe and Szegedy 2015, arXiv 1502.03167), and what
+//! follows it where that can be done in the same pass.
 //!
 //! With `x` of shape `[..., C]` seen as `[R, C]`, and for every channel `c`:
-//! `mean = sum x / R`, `var = sum (x - mean)^2 / R`, `y = (x - mean) / sqrt(var + eps) * weight + bias`.
+//! `mean = sum x / R`, `var = sum (x - mean)^2 / R`, `z = (x - mean) / sqrt(var + eps) * weight + bias`, and
+//! `y = z`, or `y = z > 0 ? z : slope * z` with a slope a channel, or `y = z + residual` with a tensor like x.
 //! The running statistics move as in PyTorch: `running = (1 - momentum) * running + momentum * batch`, where the running
-//! variance takes the unbiased `sum (x - mean)^2 / (R - 1)`. `[N, C]` and NHWC are the same to this op.
+//! variance takes the unbiased `sum (x - mean)^2 / (R - 1)`. `[N, C]` and NHWC are the same to this op. x, y and the residual
+//! are all f32 or all f16; everything else is f32.
 //!
 //! The statistics are those of `x` less the channel's first row, by Welford's method in two stages: exact to rounding
 //! however far the mean is from 0. What remains is the rounding of the mean itself to f32.
@@ -15,9 +18,8 @@ use crate::case::{Case, Input, OpEntry, constant, normal, uniform};
 use crate::host::Array;
 use crate::kernel::{Kernel, ParamBlock, read, write};
 use crate::op::{Again, Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_many, push_one};
-use crate::ops::batch_norm_apply::BatchNormApply;
+use crate::ops::batch_norm_apply::{self, APPLY, APPLY_VEC4, BatchNormApply};
 use crate::ops::batch_norm_grad::{BatchNormGradInput, BatchNormGradWeight};
-use crate::ops::sum_rows;
 use crate::ops::walk::{self, RowsParams, Walk};
 use crate::{Error, Result, Shape, TensorDesc};
 
@@ -57,42 +59,36 @@ static COMBINE: Kernel = Kernel {
     bindings: &[
         read("x"),
         read("partial"),
-        write("mean"),
-        write("inv_std"),
+        read("weight"),
+        read("bias"),
+        read("slope"),
         write("running_mean"),
         write("running_var"),
+        write("constants"),
     ],
     constants: &["COLUMNS", "LANES"],
     subgroups: false,
 };
 
-const NORMALISE_KERNEL: Kernel = Kernel {
-    shader: "batch_norm",
-    entry: "main",
-    params: RowsParams::FIELDS,
-    bindings: &[read("x"), read("weight"), read("bias"), read("mean"), read("inv_std"), write("y")],
-    constants: walk::CONSTANTS,
-    subgroups: false,
-};
-pub(super) static NORMALISE: Kernel = NORMALISE_KERNEL;
-pub(super) static NORMALISE_VEC4: Kernel = Kernel { shader: "batch_norm_vec4", ..NORMALISE_KERNEL };
-
 /// The registry's entry.
-pub const ENTRY: OpEntry = OpEntry {
-    name: "batch_norm",
-    cases,
-    kernels: &[&STATS, &STATS_VEC4, &COMBINE, &NORMALISE, &NORMALISE_VEC4],
-};
+pub const ENTRY: OpEntry =
+    OpEntry { name: "batch_norm", cases, kernels: &[&STATS, &STATS_VEC4, &COMBINE, &APPLY, &APPLY_VEC4] };
 
 /// Channels of a workgroup of the second stage, where there are few rows, hence few columns and many lanes.
 const COMBINE_COLUMNS: usize = 16;
 /// Splits that such a workgroup handles at a time.
 const COMBINE_LANES: usize = 16;
 
-/// Fails unless `x` is f32 with at least one element and every named tensor is `f32[C]`.
+/// What is kept of the statistics of a batch, f32 `[5, C]`: the mean, `1 / sqrt(var + eps)`, that times the weight, the bias, and
+/// the slope of the PReLU that follows, or the weight where none does. All that the other passes need to know of a channel.
+pub(super) fn constants(x: &TensorDesc) -> TensorDesc {
+    TensorDesc::f32([5, x.shape.last()])
+}
+
+/// Fails unless `x` is of floats with at least one element and every named tensor is `f32[C]`.
 pub(super) fn check(op: &str, x: &TensorDesc, vectors: &[(&str, &TensorDesc)]) -> Result<()> {
-    if *x != TensorDesc::f32(x.shape.clone()) || x.shape.elements() == 0 {
-        return Err(Error::shape(op, format!("x {x}"), "an f32 tensor [..., C] that is not empty"));
+    if !x.is_float() || x.shape.elements() == 0 {
+        return Err(Error::shape(op, format!("x {x}"), "a tensor of floats [..., C] that is not empty"));
     }
     let expected = TensorDesc::f32([x.shape.last()]);
     match vectors.iter().find(|(_, desc)| **desc != expected) {
@@ -104,28 +100,79 @@ pub(super) fn check(op: &str, x: &TensorDesc, vectors: &[(&str, &TensorDesc)]) -
 }
 
 /// Records batch normalisation in training: `x` `[..., C]`; `weight`, `bias` and the persistent `running_mean` and
-/// `running_var`, which it updates, `[C]` -> `y` `[..., C]`.
+/// `running_var`, which it updates, `[C]`; and what [`BatchNorm::then`] asks for -> `y` `[..., C]`.
 pub fn batch_norm_train(
     record: &mut dyn Record,
     x: TensorId,
-    weight: TensorId,
-    bias: TensorId,
-    running_mean: TensorId,
-    running_var: TensorId,
+    [weight, bias, running_mean, running_var]: [TensorId; 4],
+    more: Option<TensorId>,
     config: BatchNorm,
 ) -> Result<TensorId> {
-    let [y, _mean, _inv_std] = push_many(record, config, &[x, weight, bias, running_mean, running_var])?;
+    let mut inputs = vec![x, weight, bias, running_mean, running_var];
+    inputs.extend(more);
+    let [y, _constants] = push_many(record, config, &inputs)?;
     Ok(y)
 }
 
-/// The op `batch_norm`: `x, weight, bias, running_mean, running_var -> y, mean, inv_std`, with the batch's mean and
-/// `1 / sqrt(var + eps)`, both `[C]`, kept for the gradient.
+/// What follows the normalisation in the same pass.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Then {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// PReLU, with slopes f32 `[C]`.
+    Prelu,
+    /// The sum with a tensor like x.
+    Add,
+}
+
+impl Then {
+    /// Whether an input belongs to it, and fits.
+    pub(super) fn check(self, op: &str, x: &TensorDesc, more: Option<&TensorDesc>) -> Result<()> {
+        let expected = match self {
+            Self::Nothing => None,
+            Self::Prelu => Some(TensorDesc::f32([x.shape.last()])),
+            Self::Add => Some(x.clone()),
+        };
+        if more == expected.as_ref() {
+            return Ok(());
+        }
+        let text = |desc: Option<&TensorDesc>| desc.map_or("nothing".into(), TensorDesc::to_string);
+        Err(Error::shape(
+            op,
+            format!("{} for {self:?} after x {x}", text(more)),
+            format!("{}, as its last input", text(expected.as_ref())),
+        ))
+    }
+
+    /// The constants of a kernel.
+    pub(super) fn constants(self) -> [(&'static str, f64); 2] {
+        let flag = |set: bool| f64::from(u8::from(set));
+        [("PRELU", flag(self == Self::Prelu)), ("RESIDUAL", flag(self == Self::Add))]
+    }
+
+    /// y, given z, the channel and the element's index.
+    pub(super) fn apply(self, z: f64, slope: f64, more: Option<&Array>, index: usize) -> f64 {
+        match self {
+            Self::Nothing => z,
+            Self::Prelu if z > 0.0 => z,
+            Self::Prelu => slope * z,
+            Self::Add => z + more.map_or(f64::NAN, |residual| residual.data[index]),
+        }
+    }
+}
+
+/// The op `batch_norm`: `x, weight, bias, running_mean, running_var`, and a slope or a residual where it is followed by what
+/// takes one, `-> y, constants`. The constants, f32 `[5, C]`, are kept for the gradient: mean, `1 / sqrt(var + eps)`, that times
+/// the weight, bias, slope (the weight, where there is none).
 #[derive(Debug, Clone, Copy)]
 pub struct BatchNorm {
     /// Added to the variance. PyTorch's default is 1e-5.
     pub eps: f32,
     /// Weight of the batch in the running statistics. PyTorch's default is 0.1.
     pub momentum: f32,
+    /// What follows.
+    pub then: Then,
 }
 
 impl Op for BatchNorm {
@@ -134,7 +181,7 @@ impl Op for BatchNorm {
     }
 
     fn infer(&self, inputs: &[TensorDesc]) -> Result<Vec<TensorDesc>> {
-        let [x, weight, bias, running_mean, running_var] = inputs else {
+        let [x, weight, bias, running_mean, running_var, more @ ..] = inputs else {
             return Err(Error::shape(
                 "batch_norm",
                 format!("{} inputs", inputs.len()),
@@ -148,6 +195,7 @@ impl Op for BatchNorm {
             ("running_var", running_var),
         ];
         check("batch_norm", x, &vectors)?;
+        self.then.check("batch_norm", x, more.first())?;
         if x.shape.rows() < 2 {
             return Err(Error::shape(
                 "batch_norm",
@@ -155,7 +203,7 @@ impl Op for BatchNorm {
                 "at least two in training, since the variance of one is undefined: use a larger batch",
             ));
         }
-        Ok(vec![x.clone(), weight.clone(), weight.clone()])
+        Ok(vec![x.clone(), constants(x)])
     }
 
     fn updates(&self) -> &'static [usize] {
@@ -163,8 +211,11 @@ impl Op for BatchNorm {
     }
 
     fn again(&self) -> Option<Again> {
-        let operands = [0, 1, 2].map(Operand::Input).into_iter().chain([1, 2].map(Operand::Output));
-        Some(Again { op: Arc::new(BatchNormApply), operands: operands.collect() })
+        // A sum is what the next layers start from: to make it again would take the residual, which is one itself.
+        (self.then != Then::Add).then(|| Again {
+            op: Arc::new(BatchNormApply { then: self.then }),
+            operands: vec![Operand::Input(0), Operand::Output(1)],
+        })
     }
 
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
@@ -184,6 +235,8 @@ impl Op for BatchNorm {
             eps: self.eps,
             momentum: self.momentum,
         };
+        let weight = Operand::Input(1);
+        let slope = if self.then == Then::Prelu { Operand::Input(5) } else { weight };
         lowering.dispatch(
             &COMBINE,
             &[("COLUMNS", COMBINE_COLUMNS as f64), ("LANES", COMBINE_LANES as f64)],
@@ -191,74 +244,69 @@ impl Op for BatchNorm {
             &[
                 Operand::Input(0),
                 partial,
-                Operand::Output(1),
-                Operand::Output(2),
+                weight,
+                Operand::Input(2),
+                slope,
                 Operand::Input(3),
                 Operand::Input(4),
+                Operand::Output(1),
             ],
             [lowering.size(channels.div_ceil(COMBINE_COLUMNS))?, 1, 1],
         )?;
-
-        let walk = Walk::elementwise(lowering, x)?;
-        let operands = [
-            Operand::Input(0),
-            Operand::Input(1),
-            Operand::Input(2),
-            Operand::Output(1),
-            Operand::Output(2),
-            Operand::Output(0),
-        ];
-        let kernel = walk.kernel(&NORMALISE, &NORMALISE_VEC4);
-        lowering.dispatch(kernel, &walk.constants(), &walk.params, &operands, walk.grid)
+        batch_norm_apply::lower(lowering, self.then, Operand::Output(1), Operand::Input(5))
     }
 
     fn gradient(&self, gradient: &mut Gradient<'_>) -> Result<()> {
-        if gradient.upstream(1).is_some() || gradient.upstream(2).is_some() {
+        if gradient.upstream(1).is_some() {
             return Err(Error::graph(
-                "op batch_norm has no gradient through the statistics that it keeps (outputs 1 and 2)",
+                "op batch_norm has no gradient through what it keeps of the statistics (output 1)",
                 "let the loss depend on output 0 alone",
             ));
         }
         let Some(dy) = gradient.upstream(0) else { return Ok(()) };
-        if !gradient.needs(0) && !gradient.needs(1) {
-            if gradient.needs(2) {
-                let dbias = sum_rows::sum_rows(gradient.record(), dy, 1.0)?;
-                gradient.set(2, dbias);
-            }
+        if self.then == Then::Add {
+            gradient.set(5, dy);
+        }
+        let prelu = self.then == Then::Prelu;
+        if !gradient.needs(0) && !gradient.needs(1) && !gradient.needs(2) && !(prelu && gradient.needs(5)) {
             return Ok(());
         }
-        let (x, weight) = (gradient.input(0)?, gradient.input(1)?);
-        let (mean, inv_std) = (gradient.output(1)?, gradient.output(2)?);
-        let [dweight, dbias] = push_many(gradient.record(), BatchNormGradWeight, &[x, mean, inv_std, dy])?;
+        let (x, constants) = (gradient.input(0)?, gradient.output(1)?);
+        let sums = Arc::new(BatchNormGradWeight { prelu });
+        let sums = gradient.record().push(sums, &[x, constants, dy])?;
+        let &[dweight, dbias, ..] = sums.as_slice() else { return Ok(()) };
         if gradient.needs(0) {
-            let inputs = [x, weight, mean, inv_std, dy, dweight, dbias];
-            let dx = push_one(gradient.record(), BatchNormGradInput, &inputs)?;
+            let op = BatchNormGradInput { prelu };
+            let dx = push_one(gradient.record(), op, &[x, constants, dy, dweight, dbias])?;
             gradient.set(0, dx);
         }
-        if gradient.needs(1) {
-            gradient.set(1, dweight);
-        }
-        if gradient.needs(2) {
-            gradient.set(2, dbias);
+        gradient.set(1, dweight);
+        gradient.set(2, dbias);
+        if let Some(&dslope) = sums.get(2) {
+            gradient.set(5, dslope);
         }
         Ok(())
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
-        let [x, weight, bias, running_mean, running_var] = inputs else { return Vec::new() };
+        let [x, weight, bias, running_mean, running_var, more @ ..] = inputs else { return Vec::new() };
+        let more = more.first();
+        let slopes = more.filter(|_| self.then == Then::Prelu).unwrap_or(weight);
         let (rows, channels) = (x.shape.rows(), x.shape.last());
         let (eps, momentum) = (f64::from(self.eps), f64::from(self.momentum));
         let mut y = Array::zeros(x.shape.clone());
-        let mut mean = Array::zeros([channels]);
-        let mut inv_std = Array::zeros([channels]);
+        let mut constants = Array::zeros([5, channels]);
         let mut new_mean = Array::zeros([channels]);
         let mut new_var = Array::zeros([channels]);
         for c in 0..channels {
             let column = || (0..rows).map(|r| x.data[r * channels + c]);
             let m = column().sum::<f64>() / rows as f64;
             let squares = column().map(|v| (v - m) * (v - m)).sum::<f64>();
-            mean.data[c] = m;
-            inv_std.data[c] = 1.0 / (squares / rows as f64 + eps).sqrt();
+            let inverse = 1.0 / (squares / rows as f64 + eps).sqrt();
+            let of_channel = [m, inverse, inverse * weight.data[c], bias.data[c], slopes.data[c]];
+            for (row, value) in of_channel.into_iter().enumerate() {
+                constants.data[row * channels + c] = value;
+            }
             let unbiased = squares / (rows as f64 - 1.0);
             let (old_mean, old_var) = (running_mean.data[c], running_var.data[c]);
             (new_mean.data[c], new_var.data[c]) = if m.is_finite() && unbiased.is_finite() {
@@ -268,10 +316,11 @@ impl Op for BatchNorm {
             };
             for r in 0..rows {
                 let i = r * channels + c;
-                y.data[i] = (x.data[i] - m) * inv_std.data[c] * weight.data[c] + bias.data[c];
+                let z = (x.data[i] - m) * inverse * weight.data[c] + bias.data[c];
+                y.data[i] = self.then.apply(z, slopes.data[c], more, i);
             }
         }
-        vec![y, mean, inv_std, new_mean, new_var]
+        vec![y, constants, new_mean, new_var]
     }
 
     fn cost(&self, inputs: &[TensorDesc], outputs: &[TensorDesc]) -> Cost {
@@ -297,8 +346,18 @@ pub(super) fn example(shape: &[usize], mean: f32) -> Vec<Input> {
 }
 
 fn cases() -> Vec<Case> {
-    let op = BatchNorm { eps: 1e-5, momentum: 0.1 };
+    let op = BatchNorm { eps: 1e-5, momentum: 0.1, then: Then::Nothing };
     let case = |label: &str, shape: &[usize], mean: f32| Case::new(label, op, example(shape, mean));
+    let prelu = |label: &str, shape: &[usize], mean: f32| {
+        let mut inputs = example(shape, mean);
+        inputs.push(uniform([Shape::from(shape).last()], -0.3, 0.9, 6));
+        Case::new(format!("{label}, then PReLU"), BatchNorm { then: Then::Prelu, ..op }, inputs)
+    };
+    let add = |label: &str, shape: &[usize], mean: f32| {
+        let mut inputs = example(shape, mean);
+        inputs.push(normal(shape.to_vec(), 2.0, 7));
+        Case::new(format!("{label}, then a sum"), BatchNorm { then: Then::Add, ..op }, inputs)
+    };
     let mut constant_channel = example(&[37, 3], 0.0);
     constant_channel[0] = constant([37, 3], -7.25);
     vec![
@@ -318,10 +377,27 @@ fn cases() -> Vec<Case> {
         Case::new("channel without variance", op, constant_channel),
         Case::new(
             "running statistics replaced",
-            BatchNorm { eps: 0.1, momentum: 1.0 },
+            BatchNorm { eps: 0.1, momentum: 1.0, then: Then::Nothing },
             example(&[31, 4], 3.0),
         ),
+        prelu("odd sizes", &[17, 7], 0.5).differentiate(&[0, 1, 2, 5]).epsilon(1e-6),
+        prelu("channels by four", &[2, 5, 3, 8], 0.5).differentiate(&[0, 1, 2, 5]).epsilon(1e-6),
+        prelu("slopes alone", &[11, 5], 0.5).differentiate(&[5]).epsilon(1e-6),
+        prelu("many splits", &[2, 47, 61, 3], 2.0),
+        prelu("four channels, many splits", &[2, 67, 71, 4], 2.0),
+        add("odd sizes", &[17, 7], 0.5).differentiate(&[0, 1, 2, 5]),
+        add("channels by four", &[2, 5, 3, 8], 0.5).differentiate(&[0, 1, 2, 5]),
+        add("residual alone", &[11, 5], 0.5).differentiate(&[5]),
+        add("a tile and four", &[37, 260], 0.0),
+        case("images, odd sizes", &[2, 3, 5, 9], -0.5).half(&[0]),
+        case("four channels, many splits", &[2, 67, 71, 4], 2.0).half(&[0]),
+        prelu("odd sizes", &[17, 7], 0.5).half(&[0]),
+        prelu("channels by four", &[2, 5, 3, 8], 0.5).half(&[0]),
+        add("odd sizes", &[17, 7], 0.5).half(&[0, 5]),
+        add("channels by four", &[2, 5, 3, 8], 0.5).half(&[0, 5]),
         case("perf", &[32, 28, 28, 128], 0.1).perf(),
+        prelu("perf", &[32, 28, 28, 128], 0.1).perf(),
+        add("perf", &[32, 28, 28, 128], 0.1).perf(),
         case("perf, wide", &[64, 7, 7, 512], 0.1).perf(),
     ]
 }
@@ -332,7 +408,7 @@ mod tests {
 
     #[test]
     fn one_value_a_channel_is_refused() {
-        let op = BatchNorm { eps: 1e-5, momentum: 0.1 };
+        let op = BatchNorm { eps: 1e-5, momentum: 0.1, then: Then::Nothing };
         let vector = TensorDesc::f32([3]);
         let infer = |rows: usize| {
             let vectors = vec![vector.clone(); 4];

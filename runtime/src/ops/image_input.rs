@@ -7,7 +7,7 @@ use crate::case::{Case, OpEntry, integers};
 use crate::host::Array;
 use crate::kernel::{Kernel, ParamBlock, read, write};
 use crate::op::{Cost, Lowering, Op, Operand, Record, TensorId, push_one};
-use crate::{Error, Result, TensorDesc};
+use crate::{DType, Error, Result, TensorDesc};
 
 crate::param_block! {
     /// Parameters of `image_input.wgsl`.
@@ -51,7 +51,7 @@ pub const ENTRY: OpEntry = OpEntry { name: "image_input", cases, kernels: &[&KER
 const WORKGROUP: usize = 256;
 
 /// Records the conversion of images: `bytes` u32 `[ceil(N * H * W * 3 / 4)]`, `mirror` u32 `[N]` (not 0: flip left and
-/// right) -> f32 `[N, H, W, 3]`.
+/// right) -> `[N, H, W, 3]` of [`ImageInput::to`].
 pub fn image_input(
     record: &mut dyn Record,
     bytes: TensorId,
@@ -76,6 +76,8 @@ pub struct ImageInput {
     pub std: [f32; 3],
     /// Whether the channels of the result are blue, green, red; else red, green, blue.
     pub bgr: bool,
+    /// The type of the result: f32 or f16.
+    pub to: DType,
 }
 
 impl ImageInput {
@@ -110,7 +112,11 @@ impl Op for ImageInput {
         if *mirror != TensorDesc::u32([self.batch]) {
             return wrong(format!("mirror {mirror}"), format!("u32[{}], one an image", self.batch));
         }
-        Ok(vec![TensorDesc::f32([self.batch, self.height, self.width, 3])])
+        let y = TensorDesc::f32([self.batch, self.height, self.width, 3]).with(self.to);
+        if !y.is_float() {
+            return wrong(format!("a result of {}", self.to), "f32 or f16".into());
+        }
+        Ok(vec![y])
     }
 
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
@@ -164,7 +170,7 @@ impl Op for ImageInput {
 
 fn cases() -> Vec<Case> {
     let case = |label: &str, [batch, height, width]: [usize; 3], bgr: bool| {
-        let op = ImageInput { batch, height, width, mean: [0.5; 3], std: [0.5; 3], bgr };
+        let op = ImageInput { batch, height, width, mean: [0.5; 3], std: [0.5; 3], bgr, to: DType::F32 };
         let words = (3 * batch * height * width).div_ceil(4);
         Case::new(label, op, vec![integers([words], u32::MAX, 1), integers([batch], 2, 2)])
     };
@@ -175,15 +181,18 @@ fn cases() -> Vec<Case> {
         mean: [0.485, 0.456, 0.406],
         std: [0.229, 0.224, 0.225],
         bgr: false,
+        to: DType::F32,
     };
     let inputs = || vec![integers([9], u32::MAX, 3), crate::case::words(&[0, 1])];
     let rgb = Case::new("channels unlike", unlike, inputs());
+    let half = Case::new("channels unlike, f16", ImageInput { to: DType::F16, ..unlike }, inputs());
     unlike.bgr = true;
     vec![
         case("one pixel", [1, 1, 1], false),
         case("a mirror and no mirror", [7, 5, 9], false),
         case("blue first", [3, 7, 11], true),
         rgb,
+        half,
         Case::new("channels unlike, blue first", unlike, inputs()),
         case("perf", [64, 112, 112], false).perf(),
     ]
@@ -195,7 +204,15 @@ mod tests {
 
     #[test]
     fn known_bytes() {
-        let op = ImageInput { batch: 1, height: 1, width: 2, mean: [0.5; 3], std: [0.5; 3], bgr: false };
+        let op = ImageInput {
+            batch: 1,
+            height: 1,
+            width: 2,
+            mean: [0.5; 3],
+            std: [0.5; 3],
+            bgr: false,
+            to: DType::F32,
+        };
         // Pixels (0, 255, 51) and (102, 153, 204), then two bytes of padding.
         let bytes = Array::new([2], vec![f64::from(0x6633_ff00_u32), f64::from(0xffff_cc99_u32)]);
         let expected = [-1.0, 1.0, -0.6, -0.2, 0.2, 0.6];

@@ -54,11 +54,11 @@ pub fn prelu(record: &mut dyn Record, x: TensorId, slope: TensorId) -> Result<Te
 pub struct Prelu;
 
 fn check(op: &str, x: &TensorDesc, slope: &TensorDesc) -> Result<()> {
-    if slope.shape.dims() != [x.shape.last()] {
+    if *slope != TensorDesc::f32([x.shape.last()]) || !x.is_float() {
         return Err(Error::shape(
             op,
             format!("slope {slope} for x {x}"),
-            format!("slope f32[{}]", x.shape.last()),
+            format!("x of floats, and slope f32[{}]", x.shape.last()),
         ));
     }
     Ok(())
@@ -183,6 +183,10 @@ fn cases() -> Vec<Case> {
             .differentiate(&[0, 1])
             .epsilon(1e-6),
         Case::new("a tile and four", Prelu, vec![normal([37, 260], 1e30, 9), uniform([260], 1e-8, 0.9, 10)]),
+        Case::new("odd sizes", Prelu, vec![normal([3, 5, 7, 13], 1.0, 1), uniform([13], 0.01, 0.9, 2)])
+            .half(&[0]),
+        Case::new("a tile and four", Prelu, vec![normal([37, 260], 10.0, 9), uniform([260], 0.01, 0.9, 10)])
+            .half(&[0]),
         Case::new("perf", Prelu, vec![normal([32, 56, 56, 64], 1.0, 1), uniform([64], 0.01, 0.9, 2)]).perf(),
     ]
 }
@@ -208,6 +212,8 @@ fn grad_cases() -> Vec<Case> {
         case("channels by four", &[2, 5, 3, 8], 1.0),
         case("four channels, many rows", &[9101, 4], 1.0),
         case("a tile and four", &[37, 260], 1.0),
+        case("odd sizes", &[3, 5, 7, 13], 1.0).half(&[0, 2]),
+        case("four channels, many rows", &[9101, 4], 1.0).half(&[0, 2]),
         case("perf", &[32, 56, 56, 64], 1.0).perf(),
     ]
 }

@@ -2,7 +2,7 @@
 
 use super::proto::{Attribute, NodeProto};
 use crate::interchange::tensor_file::TensorSource;
-use crate::nn::layers::{BATCH_NORM_EPS, BatchNorm, Convolution, Layers, Linear};
+use crate::nn::layers::{BATCH_NORM_EPS, BatchNorm, Convolution, Layers, Linear, Prelu};
 use crate::{Error, Result};
 
 /// A constant tensor of a graph.
@@ -137,13 +137,10 @@ impl Layers for Nodes<'_> {
         Ok(self.push("BatchNormalization", name, &[x], &constants, vec![epsilon]))
     }
 
-    fn prelu(&mut self, name: &str, x: Edge, channels: usize) -> Result<Edge> {
+    fn prelu(&mut self, name: &str, x: Edge, layer: Prelu) -> Result<Edge> {
+        let channels = layer.channels;
         let slope = self.weight(format!("{name}.weight"), &[channels], &[channels, 1, 1])?;
         Ok(self.push("PRelu", name, &[x], &[slope], Vec::new()))
-    }
-
-    fn clamped_prelu(&mut self, name: &str, x: Edge, channels: usize) -> Result<Edge> {
-        self.prelu(name, x, channels)
     }
 
     fn add(&mut self, name: &str, a: Edge, b: Edge) -> Result<Edge> {
