@@ -11,7 +11,7 @@ use epl::eval::embedder::Embedder;
 use epl::head::{EplSettings, HeadForm, HeadSettings};
 use epl::interchange::safetensors::{StateDict, Value};
 use epl::model::{HEAD_MOMENTUM, HEAD_QUEUE, HEAD_WEIGHT, Head, Model, ModelSpec};
-use epl::nn::{Family, Network, Role};
+use epl::nn::{Family, Network};
 use epl::train::step::{StepGraph, StepInputs, StepOptions, StepResult, record_step};
 use epl_runtime::case::Tolerance;
 use epl_runtime::inspect::find_divergence;
@@ -205,7 +205,7 @@ fn run_parity(options: &DeviceOptions, form: HeadForm, embedding_tolerance: f64)
         let (want, start) = (floats(&finals, name), floats(&initial, name));
         norm(want.iter().zip(start).map(|(&w, &s)| f64::from(w) - f64::from(s)))
     };
-    let trained = model.spec.parameters.entries().iter().filter(|entry| entry.spec.role != Role::Statistic);
+    let trained = model.spec.parameters.entries().iter().filter(|entry| entry.spec.role.is_trained());
     let names = trained.map(|entry| entry.spec.name.as_str()).chain([HEAD_WEIGHT]);
     let whole = norm(names.map(update));
     for entry in model.spec.parameters.entries() {
@@ -218,7 +218,7 @@ fn run_parity(options: &DeviceOptions, form: HeadForm, embedding_tolerance: f64)
             let variance = floats(&finals, &format!("{layer}running_var"));
             let deviation = norm(variance.iter().map(|&v| f64::from(v).sqrt()));
             check(format!("final {name}"), relative(got, want, deviation), 1e-4);
-        } else if entry.spec.role == Role::Statistic {
+        } else if !entry.spec.role.is_trained() {
             let scale = norm(want.iter().map(|&v| f64::from(v)));
             check(format!("final {name}"), relative(got, want, scale), 1e-4);
         } else {

@@ -6,6 +6,7 @@ use std::fmt;
 
 use crate::caps::Caps;
 use crate::graph::{Graph, Node, Storage, VIEW_ALIGNMENT};
+use crate::kernel::Access;
 use crate::op::{Cost, Dispatch, Lowered, Lowering, Operand, TensorId};
 use crate::slots;
 use crate::{Error, Result};
@@ -134,6 +135,7 @@ impl Plan {
                 &graph.descs(&node.outputs),
             )?;
             check_bindings(graph, node, &lowered, caps)?;
+            check_aliases(graph, node, &lowered, caps)?;
             for &id in &node.outputs {
                 let (root, _) = graph.root(id);
                 let transient = graph.tensor(root).storage == Storage::Transient;
@@ -331,6 +333,48 @@ fn check_bindings(graph: &Graph, node: &Node, lowered: &Lowered, caps: &Caps) ->
                 ),
                 hint: "use a smaller batch or a narrower network".into(),
             });
+        }
+    }
+    Ok(())
+}
+
+/// No launch may read from a buffer that it also writes to: what it updates and what it reads must not lie in one persistent
+/// tensor, unless that takes several buffers.
+fn check_aliases(graph: &Graph, node: &Node, lowered: &Lowered, caps: &Caps) -> Result<()> {
+    for dispatch in &lowered.dispatches {
+        let mut bound: Vec<(TensorId, TensorId, Access)> = Vec::new();
+        for (operand, binding) in dispatch.bindings.iter().zip(dispatch.kernel.bindings) {
+            let id = match operand.operand {
+                Operand::Input(index) => node.inputs.get(index),
+                Operand::Output(index) => node.outputs.get(index),
+                Operand::Workspace(_) => None,
+            };
+            let Some(&id) = id else { continue };
+            let root = graph.root(id).0;
+            let tensor = graph.tensor(root);
+            let whole =
+                matches!(tensor.storage, Storage::Persistent(_)) && caps.shards(&tensor.desc).len() == 1;
+            if !whole {
+                continue;
+            }
+            let clash = |&&(_, other, access): &&(TensorId, TensorId, Access)| {
+                other == root && access != binding.access
+            };
+            if let Some(&(other, ..)) = bound.iter().find(clash) {
+                let name = |id: TensorId| graph.tensor(id).name.as_str();
+                return Err(Error::graph(
+                    format!(
+                        "op {} (in {}) reads one of {} and {} and updates the other, and both lie in {}",
+                        node.op.name(),
+                        node.scope,
+                        name(other),
+                        name(id),
+                        name(root)
+                    ),
+                    "put what an op updates and what it reads into tensors of their own",
+                ));
+            }
+            bound.push((id, root, binding.access));
         }
     }
     Ok(())

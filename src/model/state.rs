@@ -7,7 +7,6 @@ use epl_runtime::TensorDesc;
 use super::{CHUNK, HEAD_MOMENTUM, HEAD_WEIGHT, Model};
 use crate::interchange::safetensors::{Sink, StateDict, Value};
 use crate::interchange::tensor_file::TensorSource;
-use crate::nn::parameters::Role;
 use crate::{Error, Result};
 
 /// What follows a parameter's name in the name of its momentum.
@@ -173,7 +172,7 @@ impl Model {
         let mut all = Vec::new();
         for entry in self.spec.parameters.entries() {
             let (name, shape) = (entry.spec.name.as_str(), entry.spec.shape.dims().to_vec());
-            if momentum && entry.spec.role != Role::Statistic {
+            if momentum && entry.spec.role.is_trained() {
                 let (name, home) = (format!("{name}{MOMENTUM_SUFFIX}"), Home::Momentum(name));
                 all.push(Tensor { name, shape: shape.clone(), home });
             }

@@ -163,7 +163,7 @@ impl Layers for ParameterList {
     }
 
     fn batch_norm(&mut self, name: &str, (): (), layer: BatchNorm) -> Result<()> {
-        let weight_role = if layer.frozen { Role::Statistic } else { Role::Weight };
+        let weight_role = if layer.frozen { Role::Frozen } else { Role::Weight };
         for (part, role, value) in [
             ("weight", weight_role, layer.weight),
             ("bias", Role::Weight, 0.0),

@@ -294,7 +294,7 @@ mod tests {
             match entry.spec.role {
                 Role::Slope => assert!(inside, "{}", entry.spec.name),
                 Role::Weight | Role::Window => assert!(!inside, "{}", entry.spec.name),
-                Role::Statistic => {}
+                Role::Statistic | Role::Frozen => {}
             }
         }
     }

@@ -2,8 +2,7 @@
 //!
 //! All that the optimiser trains but the class weights of a head lies in one persistent tensor (`weights`), with gradients
 //! and momentum in two more of the same length, so that SGD, the gradient norm and the finite check are one dispatch
-//! each. What is not trained by gradient (running statistics, frozen weights) lies in `statistics`. Each parameter is a
-//! view. Class weights grow with the data and have a tensor of their own (`ModelSpec::declare_tables`).
+//! each. Running statistics lie in `statistics`, frozen weights in `frozen`. Each parameter is a view. Class weights grow with the data and have a tensor of their own (`ModelSpec::declare_tables`).
 
 use std::collections::HashMap;
 
@@ -22,8 +21,20 @@ pub enum Role {
     Window,
     /// A PReLU slope: trained, then clamped from below after every step.
     Slope,
-    /// Not trained by gradient: running statistics, frozen weights.
+    /// A weight that stays as it is.
+    Frozen,
+    /// Running statistics, which move with every batch.
     Statistic,
+}
+
+impl Role {
+    /// Whether it is trained by gradient.
+    pub fn is_trained(self) -> bool {
+        match self {
+            Self::Weight | Self::Window | Self::Slope => true,
+            Self::Frozen | Self::Statistic => false,
+        }
+    }
 }
 
 /// How a parameter is laid out on the GPU, compared with the state dict.
@@ -117,8 +128,11 @@ pub const WEIGHTS: &str = "weights";
 pub const GRADIENTS: &str = "gradients";
 /// Name of the arena of momentum.
 pub const MOMENTUM: &str = "momentum";
-/// Name of the arena of what is not trained by gradient.
+/// Name of the arena of running statistics.
 pub const STATISTICS: &str = "statistics";
+/// Name of the arena of weights that stay as they are. They are not in that of the statistics, since a launch that moves
+/// statistics could not read them there.
+pub const FROZEN: &str = "frozen";
 
 /// Where a parameter lies.
 #[derive(Clone, Debug, PartialEq)]
@@ -136,6 +150,7 @@ pub struct Parameters {
     index: HashMap<String, usize>,
     trained_bytes: u64,
     statistics_bytes: u64,
+    frozen_bytes: u64,
     slopes: (u64, u64),
     windows: (u64, u64),
 }
@@ -149,18 +164,22 @@ impl Parameters {
     pub fn new(specs: Vec<ParameterSpec>) -> Result<Self> {
         let mut placed = Self::default();
         let mut entries: Vec<Entry> = specs.into_iter().map(|spec| Entry { spec, offset: 0 }).collect();
-        let (mut trained, mut statistics) = (0u64, 0u64);
-        for role in [Role::Slope, Role::Window, Role::Weight, Role::Statistic] {
+        let (mut trained, mut statistics, mut frozen) = (0u64, 0u64, 0u64);
+        for role in [Role::Slope, Role::Window, Role::Weight, Role::Frozen, Role::Statistic] {
             let first = trained;
             for entry in entries.iter_mut().filter(|entry| entry.spec.role == role) {
-                let end = if role == Role::Statistic { &mut statistics } else { &mut trained };
+                let end = match role {
+                    Role::Slope | Role::Window | Role::Weight => &mut trained,
+                    Role::Frozen => &mut frozen,
+                    Role::Statistic => &mut statistics,
+                };
                 entry.offset = *end;
                 *end += entry.spec.desc().bytes().next_multiple_of(ALIGNMENT);
             }
             match role {
                 Role::Slope => placed.slopes = (first, trained - first),
                 Role::Window => placed.windows = (first, trained - first),
-                Role::Weight | Role::Statistic => {}
+                Role::Weight | Role::Frozen | Role::Statistic => {}
             }
         }
         for (position, entry) in entries.iter().enumerate() {
@@ -174,6 +193,7 @@ impl Parameters {
         placed.entries = entries;
         placed.trained_bytes = trained;
         placed.statistics_bytes = statistics;
+        placed.frozen_bytes = frozen;
         Ok(placed)
     }
 
@@ -191,7 +211,7 @@ impl Parameters {
     pub fn trained_elements(&self) -> usize {
         self.entries
             .iter()
-            .filter(|entry| entry.spec.role != Role::Statistic)
+            .filter(|entry| entry.spec.role.is_trained())
             .map(|entry| entry.spec.shape.elements())
             .sum()
     }
@@ -216,17 +236,18 @@ impl Parameters {
     /// Declares the arenas and a view of every parameter in `graph`.
     pub fn declare(&self, graph: &mut Graph) -> Result<Declared> {
         let weights = graph.persistent(WEIGHTS, TensorDesc::f32([self.arena_elements()]), "weights")?;
-        // A graph needs the arena only if the network has statistics.
-        let statistics = match self.statistics_bytes {
-            0 => None,
-            bytes => {
-                Some(graph.persistent(STATISTICS, TensorDesc::f32([bytes as usize / 4]), "statistics")?)
-            }
+        // A graph needs the other arenas only if the network has what lies there.
+        let mut arena = |name: &str, bytes: u64| match bytes {
+            0 => Ok(weights),
+            bytes => graph.persistent(name, TensorDesc::f32([bytes as usize / 4]), "statistics"),
         };
+        let statistics = arena(STATISTICS, self.statistics_bytes)?;
+        let frozen = arena(FROZEN, self.frozen_bytes)?;
         let mut views = HashMap::new();
         for entry in &self.entries {
             let base = match entry.spec.role {
-                Role::Statistic => statistics.unwrap_or(weights),
+                Role::Statistic => statistics,
+                Role::Frozen => frozen,
                 Role::Weight | Role::Window | Role::Slope => weights,
             };
             let id = graph.view(base, &entry.spec.name, entry.offset, entry.spec.desc())?;
@@ -238,6 +259,7 @@ impl Parameters {
     fn arena(&self, entry: &Entry) -> &'static str {
         match entry.spec.role {
             Role::Statistic => STATISTICS,
+            Role::Frozen => FROZEN,
             Role::Weight | Role::Window | Role::Slope => WEIGHTS,
         }
     }

@@ -18,7 +18,7 @@ use crate::head::{HeadInputs, HeadPass, SampledClasses, head_loss};
 use crate::model::{HEAD_BIAS, ModelSpec, Tables};
 use crate::nn::input::{Images, record_images};
 use crate::nn::ir::MINIMUM_SLOPE;
-use crate::nn::parameters::{Declared, Entry, GRADIENTS, MOMENTUM, Role};
+use crate::nn::parameters::{Declared, Entry, GRADIENTS, MOMENTUM};
 use crate::nn::record::Mode;
 use crate::{Error, Result};
 
@@ -353,7 +353,7 @@ pub fn record_step(spec: &ModelSpec, options: &StepOptions) -> Result<StepGraph>
 
 /// The parameters that are trained by gradient, but for the class weights.
 fn trained(spec: &ModelSpec) -> impl Iterator<Item = &Entry> {
-    spec.parameters.entries().iter().filter(|entry| entry.spec.role != Role::Statistic)
+    spec.parameters.entries().iter().filter(|entry| entry.spec.role.is_trained())
 }
 
 /// The ways of a step's images through the network.

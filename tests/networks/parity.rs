@@ -5,10 +5,10 @@ use std::path::Path;
 
 use epl::eval::embedder::Embedder;
 use epl::model::{Model, ModelSpec};
+use epl::nn::Network;
 use epl::nn::input::record_images;
 use epl::nn::network::architectures;
 use epl::nn::record::Mode;
-use epl::nn::{Network, Role};
 use epl_runtime::autodiff::backward_from;
 use epl_runtime::{DType, Device, DeviceOptions, Graph, Session, SessionOptions, TensorDesc};
 use serde::Deserialize;
@@ -118,7 +118,7 @@ fn gradients_and_statistics_are_those_of_pytorch() {
         let shape = [TRAINING_IMAGES, network.embedding];
         let upstream = graph.input("upstream", TensorDesc::f32(shape)).unwrap();
         let entries = model.spec.parameters.entries().iter();
-        let trainable: Vec<_> = entries.filter(|entry| entry.spec.role != Role::Statistic).collect();
+        let trainable: Vec<_> = entries.filter(|entry| entry.spec.role.is_trained()).collect();
         let wrt: Vec<_> = trainable.iter().map(|entry| parameters.get(&entry.spec.name).unwrap()).collect();
         let gradients = backward_from(&mut graph, output, upstream, &wrt).unwrap();
         for &gradient in &gradients {

@@ -3,7 +3,6 @@
 use epl::config::{Config, HeadKind};
 use epl::head::{Duplicates, HeadForm};
 use epl::model::{HEAD_BIAS, HEAD_MOMENTUM, HEAD_QUEUE, HEAD_WEIGHT, Model};
-use epl::nn::Role;
 use epl::train::step::{StepOptions, StepResult, class_sampler, record_step};
 use epl::train::trainer::{spec_of, step_options};
 use epl::train::{RunOptions, Silent, run_on};
@@ -56,7 +55,7 @@ fn three_steps(config: &Config, batch: usize) -> (Vec<StepResult>, Vec<(String, 
         results.push(StepResult::unpack(&session.flush().unwrap()[0].values).unwrap());
     }
     let mut trained = Vec::new();
-    for entry in model.spec.parameters.entries().iter().filter(|entry| entry.spec.role != Role::Statistic) {
+    for entry in model.spec.parameters.entries().iter().filter(|entry| entry.spec.role.is_trained()) {
         let name = &entry.spec.name;
         trained.push((name.clone(), model.spec.parameters.read(&model.store, name).unwrap()));
         trained.push((

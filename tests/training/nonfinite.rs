@@ -8,7 +8,6 @@ use epl::head::HeadForm;
 use epl::interchange::safetensors::{StateDict, Value};
 use epl::interchange::tensor_file::{TensorFile, TensorSource};
 use epl::model::{HEAD_MOMENTUM, HEAD_QUEUE, HEAD_WEIGHT, Model};
-use epl::nn::Role;
 use epl::train::metrics::{self, Record};
 use epl::train::step::{StepOptions, StepResult, record_step};
 use epl::train::trainer::{spec_of, step_options};
@@ -158,7 +157,7 @@ fn a_run_whose_last_epoch_was_skipped_is_no_success() {
 /// Everything that the optimiser moves, as bits.
 fn optimised(model: &Model) -> Vec<u32> {
     let parameters = &model.spec.parameters;
-    let trained = parameters.entries().iter().filter(|entry| entry.spec.role != Role::Statistic);
+    let trained = parameters.entries().iter().filter(|entry| entry.spec.role.is_trained());
     let mut values: Vec<f32> = trained
         .flat_map(|entry| {
             let name = &entry.spec.name;

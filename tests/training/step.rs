@@ -8,9 +8,9 @@ use epl::head::HeadForm;
 use epl::head::sampling::ClassSampler;
 use epl::interchange::safetensors::StateDict;
 use epl::model::{HEAD_MOMENTUM, HEAD_QUEUE, HEAD_WEIGHT, Model, ModelSpec};
+use epl::nn::Network;
 use epl::nn::init::initialize;
 use epl::nn::input::packed_bytes;
-use epl::nn::{Network, Role};
 use epl::train::step::{StepInputs, StepOptions, StepResult, class_sampler, record_step};
 use epl::train::trainer::{spec_of, step_options};
 use epl_runtime::case::Tolerance;
@@ -93,7 +93,7 @@ impl Stepper {
     /// All trained parameters, one after the other.
     fn weights(&self) -> Vec<f32> {
         let parameters = &self.model.spec.parameters;
-        let trained = parameters.entries().iter().filter(|entry| entry.spec.role != Role::Statistic);
+        let trained = parameters.entries().iter().filter(|entry| entry.spec.role.is_trained());
         let head = self.model.store.read(HEAD_WEIGHT).unwrap();
         let of_head = head.as_f32().unwrap().to_vec();
         trained
