@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Parser;
-use epl::config::{Config, Schedule};
+use epl::config::{Config, Precision, Schedule};
 use epl::data::synth::{SynthConfig, SynthSample, draw_all};
 use epl::data::{self, Dataset, Image, InMemory};
 use epl::eval::pairs::PairSet;
@@ -64,9 +64,20 @@ struct Arguments {
     /// Procedural images an identity.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(2..=10_000))]
     images: u32,
+    /// How activations are stored: f32, or mixed for 16 bits where that is enough.
+    #[arg(long, default_value = "f32", value_parser = precision)]
+    precision: Precision,
     /// Part of an adapter's name, or its index.
     #[arg(long, env = "EPL_DEVICE")]
     device: Option<String>,
+}
+
+fn precision(text: &str) -> std::result::Result<Precision, String> {
+    match text {
+        "f32" => Ok(Precision::F32),
+        "mixed" => Ok(Precision::Mixed),
+        _ => Err("expected f32 or mixed".into()),
+    }
 }
 
 /// Share of procedural samples that are hard: strong pose, occlusion, blur, bad light.
@@ -143,6 +154,7 @@ fn configuration(arguments: &Arguments) -> Config {
     config.optim.schedule = Schedule::Multistep { milestones, gamma: 0.1 };
     config.train.out = arguments.out.clone();
     config.train.epochs = arguments.epochs;
+    config.train.precision = arguments.precision;
     config.train.batch_size = arguments.batch;
     config.train.seed = arguments.seed;
     config.train.log_every = 5;

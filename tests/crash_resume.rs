@@ -446,6 +446,31 @@ fn a_run_that_ended_among_its_last_files_is_run_again() {
 }
 
 #[test]
+fn in_mixed_precision_it_goes_on_with_the_loss_scale_that_it_had() {
+    let place = Place::new();
+    let mixed = ["--set", "train.precision=mixed", "--set", "train.keep_checkpoints=99"];
+    place.run("undisturbed", &mixed, 0);
+    let undisturbed = place.result("undisturbed");
+    place.run("again", &mixed, 0);
+    // Back to the first checkpoint, as if the rest had not been.
+    let folders = std::fs::read_dir(place.path("again/checkpoints")).unwrap();
+    let mut checkpoints: Vec<PathBuf> = folders.map(|entry| entry.unwrap().path()).collect();
+    checkpoints.sort();
+    assert!(checkpoints.len() > 2, "{checkpoints:?}");
+    for later in &checkpoints[1..] {
+        std::fs::remove_dir_all(later).unwrap();
+    }
+    for last in ["report.html", "model.safetensors"] {
+        std::fs::remove_file(place.path("again").join(last)).unwrap();
+    }
+    place.run("again", &[&mixed[..], &["--resume"]].concat(), 0);
+    place.same("again", &undisturbed);
+    // What was logged of it is what it was.
+    let scales: Vec<f64> = undisturbed.1.iter().filter_map(|record| record["loss_scale"].as_f64()).collect();
+    assert!(scales.len() > 3 && scales.iter().all(|&scale| scale >= 1024.0), "{scales:?}");
+}
+
+#[test]
 fn a_verification_set_that_cannot_be_read_is_found_before_the_training() {
     let place = Place::new();
     let set = VerificationSet {

@@ -16,7 +16,7 @@ use epl_runtime::Device;
 
 use super::{Heard, IDENTITIES, STEPS_PER_EPOCH, config, device, faces, fresh_device, head, resolved};
 
-fn train(config: &Config, device: &Arc<Device>) -> Outcome {
+pub(super) fn train(config: &Config, device: &Arc<Device>) -> Outcome {
     run_on(config.clone(), device, faces(), Vec::new(), &RunOptions::default(), &mut Silent).unwrap()
 }
 

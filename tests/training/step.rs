@@ -20,8 +20,8 @@ use epl_runtime::{Caps, Device, DeviceOptions, Plan, PlanOptions, Session, Sessi
 use super::{BATCH, IDENTITIES, config, device, faces, fresh_device, head};
 
 /// A model with a session of its training step.
-struct Stepper {
-    model: Model,
+pub(super) struct Stepper {
+    pub(super) model: Model,
     inputs: StepInputs,
     session: Session,
     sampler: Option<ClassSampler>,
@@ -33,7 +33,7 @@ struct Stepper {
 }
 
 impl Stepper {
-    fn new(config: &Config, options: &StepOptions, device: &Arc<Device>) -> Self {
+    pub(super) fn new(config: &Config, options: &StepOptions, device: &Arc<Device>) -> Self {
         Self::with_classes(config, IDENTITIES as usize, options, device)
     }
 
@@ -83,7 +83,7 @@ impl Stepper {
         session.write(self.inputs.seed, bytemuck::bytes_of(&seed)).unwrap();
     }
 
-    fn step(&mut self, seed: [u32; 2]) -> StepResult {
+    pub(super) fn step(&mut self, seed: [u32; 2]) -> StepResult {
         self.write(seed);
         self.session.step().unwrap();
         let done = self.session.flush().unwrap();
@@ -91,7 +91,7 @@ impl Stepper {
     }
 
     /// All trained parameters, one after the other.
-    fn weights(&self) -> Vec<f32> {
+    pub(super) fn weights(&self) -> Vec<f32> {
         let parameters = &self.model.spec.parameters;
         let trained = parameters.entries().iter().filter(|entry| entry.spec.role.is_trained());
         let head = self.model.store.read(HEAD_WEIGHT).unwrap();
@@ -104,7 +104,7 @@ impl Stepper {
 }
 
 /// The tiny run's configuration; nothing is written to its folder.
-fn tiny(epl: bool) -> Config {
+pub(super) fn tiny(epl: bool) -> Config {
     config("nowhere".as_ref(), head(HeadKind::CosFace, epl), 1)
 }
 
