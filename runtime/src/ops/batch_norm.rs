@@ -268,7 +268,8 @@ impl Op for BatchNorm {
             gradient.set(5, dy);
         }
         let prelu = self.then == Then::Prelu;
-        if !gradient.needs(0) && !gradient.needs(1) && !gradient.needs(2) && !(prelu && gradient.needs(5)) {
+        let of_this = |index: &usize| gradient.needs(*index) && (*index < 3 || prelu);
+        if ![0, 1, 2, 5].iter().any(of_this) {
             return Ok(());
         }
         let (x, constants) = (gradient.input(0)?, gradient.output(1)?);
