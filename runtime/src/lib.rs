@@ -6,7 +6,7 @@
 //! - L0 [`shape`], [`dtype`], [`host`], [`error`]: data on the host
 //! - L1 [`caps`], [`counters`], [`device`], [`kernel`], [`pipeline_file`], [`store`]: the GPU; no ops
 //! - L2 [`op`], [`case`], [`ops`]: one file an op
-//! - L3 [`graph`], [`autodiff`], [`plan`], [`session`]: record, differentiate, plan, replay
+//! - L3 [`graph`], [`autodiff`], [`memory`], [`plan`], [`session`]: record, differentiate, plan, replay
 //! - L4 [`interpret`], [`inspect`], [`check`]: references of whole graphs, timings, faults, cases
 
 // The macro `param_block!` names this crate by its outside name, inside as well as outside.
@@ -28,6 +28,7 @@ pub mod host;
 pub mod inspect;
 pub mod interpret;
 pub mod kernel;
+pub mod memory;
 pub mod op;
 pub mod ops;
 pub mod pipeline_file;

@@ -7,10 +7,11 @@ use epl_runtime::{Caps, Plan, PlanOptions};
 use serde::Serialize;
 
 use crate::config::{Config, Precision};
+use crate::eval::embedder::record_embedder;
 use crate::head::HeadForm;
 use crate::head::sampling::ClassSampler;
 use crate::train::step::{StepOptions, record_step};
-use crate::train::trainer::{spec_of, step_options};
+use crate::train::trainer::{EVALUATION_BATCH, spec_of, step_options};
 use crate::{Error, Result};
 
 /// The figures of `epl plan`, named as in its JSON.
@@ -26,7 +27,7 @@ pub struct RunPlan {
     pub classes_per_step: usize,
     /// Floating-point operations of a training step.
     pub flops_per_step: f64,
-    /// Peak bytes of GPU memory.
+    /// Peak bytes of GPU memory, to the byte what a run allocates: its step, and the evaluation beside it.
     pub peak_bytes: u64,
     /// The same by kind.
     pub bytes: BTreeMap<&'static str, u64>,
@@ -175,15 +176,19 @@ pub fn plan(config: &Config, classes: usize, caps: &Caps, memory: Option<u64>) -
     } else {
         plan.memory.slots / batch as u64
     };
+    let evaluation = evaluation_bytes(config, classes, caps)?;
     let persistent = |category: &str| plan.memory.persistent.get(category).copied().unwrap_or(0);
-    let bytes = BTreeMap::from([
+    let mut bytes = BTreeMap::from([
         ("weights", persistent("weights") + persistent("statistics")),
         ("optimizer", persistent("optimizer")),
         ("gradients", persistent("gradients")),
         ("prototypes", persistent("prototypes")),
         ("activations", plan.memory.slots),
-        ("workspace", plan.memory.inputs + plan.memory.parameters),
+        ("workspace", plan.memory.inputs + plan.memory.parameters + plan.memory.staging),
     ]);
+    if evaluation > 0 {
+        bytes.insert("evaluation", evaluation);
+    }
     Ok(RunPlan {
         parameters,
         head_form: form,
@@ -192,13 +197,33 @@ pub fn plan(config: &Config, classes: usize, caps: &Caps, memory: Option<u64>) -
         classes_per_step: ClassSampler::new(classes, batch, config.head.sample_rate, config.train.seed)
             .map_or(classes, |sampler| sampler.count()),
         flops_per_step: cost.flops,
-        peak_bytes: plan.memory.total(),
+        peak_bytes: plan.memory.total() + evaluation,
         bytes,
         activation_bytes_per_image: activation,
         max_batch: largest(fits),
         dispatches: plan.dispatches(),
         without_sharing: plan.memory.without_sharing,
     })
+}
+
+/// Bytes that the evaluation at an epoch's end takes beside the training step: its activations; the weights are the same. Of
+/// the batch that [`Embedder::new`](crate::eval::embedder::Embedder::new) will take as far as limits decide on it.
+fn evaluation_bytes(config: &Config, classes: usize, caps: &Caps) -> Result<u64> {
+    if config.train.eval.is_empty() {
+        return Ok(0);
+    }
+    let spec = spec_of(config, classes)?;
+    let mut batch = EVALUATION_BATCH;
+    loop {
+        let (graph, _) = record_embedder(&spec, batch)?;
+        match Plan::new(&graph, caps, PlanOptions::default()) {
+            Err(epl_runtime::Error::Limit { .. }) if batch > 1 => batch /= 2,
+            planned => {
+                let memory = planned?.memory;
+                return Ok(memory.total() - memory.persistent.values().sum::<u64>());
+            }
+        }
+    }
 }
 
 /// An error, with what the whole run needs and what would fit where it is one of memory.

@@ -24,7 +24,7 @@ pub const CRATES: [Crate; 2] = [
             &["shape", "dtype", "host", "error"],
             &["buffer", "caps", "counters", "device", "kernel", "pipeline_file", "pipelines", "store"],
             &["op", "case", "ops"],
-            &["graph", "autodiff", "plan", "slots", "flight", "session"],
+            &["graph", "autodiff", "memory", "plan", "slots", "flight", "session"],
             &["interpret", "inspect", "check"],
         ],
     },
