@@ -3,8 +3,10 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::sync::Arc;
 
 use crate::caps::Caps;
+use crate::choice::Choices;
 use crate::graph::{Graph, Node, Storage, VIEW_ALIGNMENT};
 use crate::kernel::Access;
 use crate::memory::{IN_FLIGHT, Memory, parameter_layout};
@@ -48,10 +50,12 @@ pub struct Step {
 }
 
 /// How to plan.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PlanOptions {
     /// Give every tensor a slot of its own. For finding faults.
     pub no_sharing: bool,
+    /// Which variants of ops to take, where their rules are not to decide.
+    pub choices: Arc<Choices>,
 }
 
 /// A graph, ordered, lowered and placed.
@@ -107,12 +111,9 @@ impl Plan {
         let mut workspace_lives: Vec<Vec<usize>> = Vec::new();
         for (position, &index) in live.iter().enumerate() {
             let node = &graph.nodes()[index];
-            let lowered = Lowering::run(
-                node.op.as_ref(),
-                caps,
-                &graph.descs(&node.inputs),
-                &graph.descs(&node.outputs),
-            )?;
+            let (inputs, outputs) = (graph.descs(&node.inputs), graph.descs(&node.outputs));
+            let choice = options.choices.of(node.op.as_ref(), &inputs);
+            let lowered = Lowering::run_choice(node.op.as_ref(), caps, &inputs, &outputs, choice)?;
             check_bindings(graph, node, &lowered, caps)?;
             check_aliases(graph, node, &lowered, caps)?;
             for &id in &node.outputs {

@@ -19,7 +19,7 @@ use crate::store::{Shard, Store, read_shards, shard_of};
 use crate::{DType, Error, HostTensor, Result};
 
 /// How to build a session.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct SessionOptions {
     /// How to plan.
     pub plan: PlanOptions,

@@ -95,7 +95,7 @@ fn a_planned_session_computes_what_the_references_compute() {
     let device = device();
     for no_sharing in [false, true] {
         let store = Store::new(&device);
-        let plan = PlanOptions { no_sharing };
+        let plan = PlanOptions { no_sharing, ..PlanOptions::default() };
         let options = SessionOptions { plan, poison: true, ..SessionOptions::default() };
         let mut session = Session::new(&graph, &store, options).unwrap();
         write_slopes(&store, 4);
