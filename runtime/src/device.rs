@@ -1,6 +1,6 @@
 //! The GPU: choice of adapter, limits, features, buffers and pipelines. Knows kernels, no ops.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -265,6 +265,11 @@ impl Device {
     /// Names everything that compiled kernels and their speed depend on: adapter, driver, versions and shaders.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    /// The folder in which compiled kernels are kept, and where measurements of them belong.
+    pub fn cache_folder(&self) -> Option<&Path> {
+        self.options.cache.as_deref()
     }
 
     /// What ops may rely on.

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::caps::Caps;
 use crate::case::{Case, Tolerance, normal};
 use crate::check::{compare, run_case_with};
 use crate::choice::{Choices, RULE, key};
@@ -95,7 +96,7 @@ pub fn tune(
 ) -> Result<Tuned> {
     let deadline = Instant::now() + options.time;
     let mut tuned = Tuned::default();
-    for candidate in candidates(device, graphs, known) {
+    for candidate in candidates(device.caps(), graphs, known) {
         let found = match Instant::now() < deadline {
             true => tune_op(device, &candidate, options, deadline),
             false => Ok(None),
@@ -114,14 +115,19 @@ pub fn tune(
     Ok(tuned)
 }
 
+/// The ops of `graphs` that have a choice on an adapter with `caps`, as [`Choices`] name them.
+pub fn keys(caps: &Caps, graphs: &[&Graph]) -> Vec<String> {
+    candidates(caps, graphs, &Choices::new()).into_iter().map(|candidate| candidate.key).collect()
+}
+
 /// The ops that have a choice, each once, those with the most work first.
-fn candidates(device: &Device, graphs: &[&Graph], known: &Choices) -> Vec<Candidate> {
+fn candidates(caps: &Caps, graphs: &[&Graph], known: &Choices) -> Vec<Candidate> {
     let mut found: BTreeMap<String, (Candidate, f64)> = BTreeMap::new();
     for graph in graphs {
         for node in graph.nodes() {
             let inputs = graph.descs(&node.inputs);
             // What updates its inputs cannot be run again and again on the same ones.
-            if !node.op.updates().is_empty() || node.op.variants(device.caps(), &inputs).is_empty() {
+            if !node.op.updates().is_empty() || node.op.variants(caps, &inputs).is_empty() {
                 continue;
             }
             let key = key(node.op.as_ref(), &inputs);

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use epl_runtime::{DType, Graph, HostTensor, Session, SessionOptions};
+use epl_runtime::{DType, Graph, HostTensor, Session};
 use rayon::prelude::*;
 
 use crate::data::Image;
@@ -52,7 +52,7 @@ impl Embedder {
     fn with_batch(model: &Model, batch: usize) -> Result<Self> {
         let network = &model.spec.network;
         let (graph, images) = record_embedder(&model.spec, batch)?;
-        let session = Session::new(&graph, &model.store, SessionOptions::default())?;
+        let session = Session::new(&graph, &model.store, model.session_options())?;
         Ok(Self { session, images, batch, size: network.input, dimension: network.embedding })
     }
 
