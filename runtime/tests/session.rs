@@ -465,3 +465,42 @@ fn a_persistent_tensor_over_the_largest_buffer_is_refused_when_planned() {
     let error = Plan::new(&graph, &Caps::WEBGPU, PlanOptions::default()).unwrap_err().to_string();
     assert!(error.contains("weights takes 1073741824 bytes"), "{error}");
 }
+
+#[test]
+fn pipelines_are_kept_from_one_start_to_the_next_and_rubbish_does_no_harm() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("a").join("pipelines");
+    let run = || {
+        let options = DeviceOptions { cache: Some(cache.clone()), ..DeviceOptions::default() };
+        let device = Device::open(&options).unwrap();
+        let Chain { mut graph, x, loss, .. } = chain(3);
+        graph.fetch(loss);
+        let store = Store::new(&device);
+        let mut session = Session::new(&graph, &store, SessionOptions::default()).unwrap();
+        write_slopes(&store, 3);
+        let result = session.run(&[(x, &drawn([6, 5], 1.0, 1))]).unwrap().remove(0);
+        device.save_pipelines().unwrap();
+        result
+    };
+    let file = || std::fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().path()).next();
+    let first = run();
+    let Some(path) = file() else {
+        // Not every adapter hands pipelines out.
+        return;
+    };
+    let written = std::fs::read(&path).unwrap();
+    assert_eq!(run(), first);
+    for rubbish in [&b""[..], b"EPLPIPE1", &written[..written.len() / 2], &[7; 5000]] {
+        std::fs::write(&path, rubbish).unwrap();
+        assert_eq!(run(), first);
+        assert!(std::fs::read(&path).unwrap() != rubbish, "what is of no use is written anew");
+    }
+    // A folder that cannot be made is a word, and no more.
+    std::fs::write(folder.path().join("file"), "").unwrap();
+    let options = DeviceOptions { cache: Some(folder.path().join("file")), ..DeviceOptions::default() };
+    let device = Device::open(&options).unwrap();
+    let graph = chain(2).graph;
+    Session::new(&graph, &Store::new(&device), SessionOptions::default()).unwrap();
+    let error = device.save_pipelines().unwrap_err().to_string();
+    assert!(error.contains("cannot be kept"), "{error}");
+}
