@@ -1,15 +1,12 @@
 //! The GPU: choice of adapter, limits, features, buffers and pipelines. Knows kernels, no ops.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::caps::{Caps, SubgroupSizes};
 use crate::counters::{CounterSnapshot, Counters};
 use crate::kernel::{Access, Kernel};
-use crate::pipeline_cache::PipelineFile;
 use crate::{Error, Result};
 
 /// Longest wait for a submission before the device is taken for dead.
@@ -30,8 +27,6 @@ pub struct DeviceOptions {
     pub max_binding_bytes: Option<u64>,
     /// Do as if a buffer held no more than this many bytes. For testing tensors that take several.
     pub max_buffer_bytes: Option<u64>,
-    /// A folder that keeps compiled pipelines from one start to the next, made where it does not exist; `None` keeps none.
-    pub cache: Option<PathBuf>,
     /// Do as if there were no more than this many bytes of memory for buffers. For testing what happens without.
     pub max_memory_bytes: Option<u64>,
 }
@@ -175,14 +170,6 @@ pub struct Pipeline {
 /// The kernel, whether it stores elements in 16 bits, and its constants.
 type PipelineKey = (usize, bool, Vec<(&'static str, u64)>);
 
-/// The shader, and whether it stores elements in 16 bits.
-type ModuleKey = (&'static str, bool);
-
-/// A checksum of all shaders.
-fn shaders_checksum() -> u32 {
-    epl_shaders::SHADERS.iter().fold(0, |sum, (_, source)| crc32c::crc32c_append(sum, source.as_bytes()))
-}
-
 /// An open GPU.
 pub struct Device {
     description: AdapterDescription,
@@ -194,23 +181,12 @@ pub struct Device {
     timestamps: bool,
     uniform_alignment: u64,
     pipelines: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,
-    modules: Mutex<HashMap<ModuleKey, wgpu::ShaderModule>>,
-    file: Option<PipelineFile>,
-    /// Pipelines that were made when the file was last written.
-    saved: AtomicU64,
     failure: Arc<Mutex<Option<String>>>,
 }
 
 impl std::fmt::Debug for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Device({})", self.description.name)
-    }
-}
-
-impl Drop for Device {
-    fn drop(&mut self) {
-        // Whoever wants to know that it failed has asked before.
-        let _ = self.save_pipelines();
     }
 }
 
@@ -230,9 +206,6 @@ impl Device {
         caps.max_binding_bytes = caps.max_binding_bytes.min(options.max_binding_bytes.unwrap_or(u64::MAX));
         let mut features =
             wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP | wgpu::Features::SHADER_F16;
-        if options.cache.is_some() {
-            features |= wgpu::Features::PIPELINE_CACHE;
-        }
         if options.webgpu_limits {
             features = wgpu::Features::TIMESTAMP_QUERY;
         }
@@ -247,20 +220,6 @@ impl Device {
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&request))
             .map_err(|error| Error::gpu(format!("{}: {error}", description.name)))?;
-        let file =
-            options.cache.as_deref().filter(|_| features.contains(wgpu::Features::PIPELINE_CACHE)).and_then(
-                |folder| {
-                    let info = adapter.get_info();
-                    let name = wgpu::util::pipeline_cache_key(&info)?;
-                    let key = format!(
-                        "{name}, {} {}, shaders {:08x}",
-                        info.driver,
-                        info.driver_info,
-                        shaders_checksum()
-                    );
-                    Some(PipelineFile::open(&device, folder, &name, key))
-                },
-            );
         let failure = Arc::new(Mutex::new(None));
         let note = |slot: &Arc<Mutex<Option<String>>>, text: String| {
             // The first failure is the cause; what follows is usually its consequence.
@@ -284,9 +243,6 @@ impl Device {
             counters: Counters::default(),
             uniform_alignment,
             pipelines: Mutex::default(),
-            modules: Mutex::default(),
-            file,
-            saved: AtomicU64::new(0),
             failure,
         }))
     }
@@ -372,21 +328,6 @@ impl Device {
         }
     }
 
-    /// Writes the pipelines that were compiled since the last time to the folder of [`DeviceOptions::cache`], if there are any
-    /// and the adapter hands them out.
-    ///
-    /// # Errors
-    /// The file cannot be written. Nothing but time is lost.
-    pub fn save_pipelines(&self) -> Result<()> {
-        let (Some(file), made) = (&self.file, self.counters.snapshot().pipelines) else { return Ok(()) };
-        if self.saved.swap(made, Ordering::Relaxed) == made {
-            return Ok(());
-        }
-        file.save().map_err(|error| {
-            Error::gpu(format!("compiled pipelines cannot be kept for the next start: {error}"))
-        })
-    }
-
     /// The compiled form of `kernel` with these constants, from the cache where it was compiled before.
     pub(crate) fn pipeline(
         &self,
@@ -407,15 +348,17 @@ impl Device {
         Ok(pipeline)
     }
 
-    /// The module of a kernel's shader; pipelines with other constants share it.
-    fn module(&self, kernel: &Kernel, half: bool) -> Result<wgpu::ShaderModule> {
-        let key = (kernel.shader, half);
-        if let Some(module) = lock(&self.modules).get(&key) {
-            return Ok(module.clone());
-        }
+    fn compile(
+        &self,
+        kernel: &'static Kernel,
+        half: bool,
+        constants: &[(&'static str, f64)],
+    ) -> Result<Pipeline> {
         let source = kernel
             .source_for(half)
             .ok_or_else(|| Error::gpu(format!("shader {} is not in the table", kernel.shader)))?;
+        Counters::count(&self.counters.pipelines);
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let descriptor = wgpu::ShaderModuleDescriptor {
             label: Some(kernel.shader),
             source: wgpu::ShaderSource::Wgsl(source),
@@ -429,19 +372,6 @@ impl Device {
                 self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
             }
         };
-        lock(&self.modules).insert(key, module.clone());
-        Ok(module)
-    }
-
-    fn compile(
-        &self,
-        kernel: &'static Kernel,
-        half: bool,
-        constants: &[(&'static str, f64)],
-    ) -> Result<Pipeline> {
-        Counters::count(&self.counters.pipelines);
-        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let module = self.module(kernel, half)?;
         let entry = |binding: u32, ty| wgpu::BindGroupLayoutEntry {
             binding,
             visibility: wgpu::ShaderStages::COMPUTE,
@@ -471,7 +401,7 @@ impl Device {
                 constants,
                 zero_initialize_workgroup_memory: self.options.shader_checks,
             },
-            cache: self.file.as_ref().map(PipelineFile::cache),
+            cache: None,
         });
         match pollster::block_on(scope.pop()) {
             None => Ok(Pipeline { pipeline, layout }),

@@ -30,7 +30,6 @@ pub mod interpret;
 pub mod kernel;
 pub mod op;
 pub mod ops;
-mod pipeline_cache;
 pub mod plan;
 pub mod session;
 pub mod shape;

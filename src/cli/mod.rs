@@ -17,7 +17,6 @@ mod plan;
 mod train;
 
 use std::fmt::Display;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -81,20 +80,9 @@ enum Verdict {
 }
 
 impl Context {
-    /// Where compiled pipelines are kept: `EPL_PIPELINE_CACHE`, which may be empty for nowhere, or the user's cache folder.
-    fn pipeline_cache(&self) -> Option<PathBuf> {
-        use etcetera::base_strategy::{BaseStrategy, choose_native_strategy};
-        match std::env::var_os("EPL_PIPELINE_CACHE") {
-            Some(folder) if folder.is_empty() => None,
-            Some(folder) => Some(folder.into()),
-            None => Some(choose_native_strategy().ok()?.cache_dir().join("epl").join("pipelines")),
-        }
-    }
-
     /// How to open the adapter that the user chose.
     fn device_options(&self) -> DeviceOptions {
-        let cache = self.pipeline_cache();
-        DeviceOptions { select: self.device.clone(), cache, ..DeviceOptions::default() }
+        DeviceOptions { select: self.device.clone(), ..DeviceOptions::default() }
     }
 
     /// Opens that adapter.

@@ -155,10 +155,6 @@ impl Trainer {
         let total = schedule.total_steps(steps_per_epoch);
         observer.start(total, steps_per_epoch, &self.summary());
         let checkpoints = Checkpoints::of(folder.path());
-        // A run may be killed, and is to start quickly the next time.
-        if let Err(error) = self.device.save_pipelines() {
-            observer.message(&format!("warning: {error}"));
-        }
         let around = &mut Around { folder, checkpoints, stop, observer };
 
         let hard_cosine = self.config.train.hard_cosine;
