@@ -13,6 +13,7 @@ pub struct Counters {
     pub(crate) waits: AtomicU64,
     pub(crate) throttles: AtomicU64,
     pub(crate) waited_nanoseconds: AtomicU64,
+    pub(crate) compiled_nanoseconds: AtomicU64,
 }
 
 /// The counters at one moment.
@@ -32,6 +33,8 @@ pub struct CounterSnapshot {
     pub throttles: u64,
     /// Time in all of these waits and in submissions, in which a driver may wait or work.
     pub waited_nanoseconds: u64,
+    /// Time in which sessions compiled pipelines.
+    pub compiled_nanoseconds: u64,
 }
 
 impl Counters {
@@ -40,8 +43,11 @@ impl Counters {
     }
 
     pub(crate) fn waited_since(&self, started: Instant) {
-        let nanoseconds = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.waited_nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
+        add_elapsed(&self.waited_nanoseconds, started);
+    }
+
+    pub(crate) fn compiled_since(&self, started: Instant) {
+        add_elapsed(&self.compiled_nanoseconds, started);
     }
 
     pub(crate) fn snapshot(&self) -> CounterSnapshot {
@@ -54,6 +60,12 @@ impl Counters {
             waits: get(&self.waits),
             throttles: get(&self.throttles),
             waited_nanoseconds: get(&self.waited_nanoseconds),
+            compiled_nanoseconds: get(&self.compiled_nanoseconds),
         }
     }
+}
+
+fn add_elapsed(counter: &AtomicU64, started: Instant) {
+    let nanoseconds = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    counter.fetch_add(nanoseconds, Ordering::Relaxed);
 }

@@ -1,12 +1,13 @@
 //! The GPU: choice of adapter, limits, features, buffers and pipelines. Knows kernels, no ops.
 
-use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::caps::{Caps, SubgroupSizes};
 use crate::counters::{CounterSnapshot, Counters};
-use crate::kernel::{Access, Kernel};
+use crate::pipeline_file::{PipelineFile, kernel_fingerprint};
+use crate::pipelines::{Pipeline, PipelineSpec, Pipelines};
 use crate::{Error, Result};
 
 /// Longest wait for a submission before the device is taken for dead.
@@ -29,6 +30,18 @@ pub struct DeviceOptions {
     pub max_buffer_bytes: Option<u64>,
     /// Do as if there were no more than this many bytes of memory for buffers. For testing what happens without.
     pub max_memory_bytes: Option<u64>,
+    /// The folder in which compiled kernels are kept between processes; `None` for nowhere.
+    pub cache: Option<PathBuf>,
+    /// Gets a line about whatever is wrong with that folder, which is never an error.
+    pub warnings: Option<fn(&str)>,
+}
+
+impl DeviceOptions {
+    fn warn(&self, line: &str) {
+        if let Some(warn) = self.warnings {
+            warn(line);
+        }
+    }
 }
 
 /// An adapter that could be opened.
@@ -160,16 +173,6 @@ fn choose(mut found: Vec<wgpu::Adapter>, select: Option<&str>) -> Result<(usize,
     }
 }
 
-/// A compiled kernel with given constants.
-#[derive(Debug)]
-pub struct Pipeline {
-    pub(crate) pipeline: wgpu::ComputePipeline,
-    pub(crate) layout: wgpu::BindGroupLayout,
-}
-
-/// The kernel, whether it stores elements in 16 bits, and its constants.
-type PipelineKey = (usize, bool, Vec<(&'static str, u64)>);
-
 /// An open GPU.
 pub struct Device {
     description: AdapterDescription,
@@ -180,7 +183,8 @@ pub struct Device {
     pub(crate) counters: Counters,
     timestamps: bool,
     uniform_alignment: u64,
-    pipelines: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,
+    pipelines: Pipelines,
+    fingerprint: String,
     failure: Arc<Mutex<Option<String>>>,
 }
 
@@ -209,6 +213,7 @@ impl Device {
         if options.webgpu_limits {
             features = wgpu::Features::TIMESTAMP_QUERY;
         }
+        features |= wgpu::Features::PIPELINE_CACHE;
         features &= adapter.features();
         let limits = if options.webgpu_limits { wgpu::Limits::default() } else { adapter.limits() };
         let uniform_alignment = u64::from(limits.min_uniform_buffer_offset_alignment).max(256);
@@ -233,6 +238,12 @@ impl Device {
                 note(&slot, format!("device lost ({reason:?}): {text}"));
             }
         });
+        let fingerprint =
+            kernel_fingerprint(&description.name, &description.backend, &description.driver);
+        let file = options.cache.as_ref().filter(|_| features.contains(wgpu::Features::PIPELINE_CACHE)).map(|folder| {
+            let vendor = wgpu::util::pipeline_cache_key(&adapter.get_info()).unwrap_or_default();
+            PipelineFile::open(&device, folder, &fingerprint, &vendor, &|line| options.warn(line))
+        });
         Ok(Arc::new(Self {
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             description,
@@ -242,7 +253,8 @@ impl Device {
             queue,
             counters: Counters::default(),
             uniform_alignment,
-            pipelines: Mutex::default(),
+            pipelines: Pipelines::new(options.shader_checks, file),
+            fingerprint,
             failure,
         }))
     }
@@ -250,6 +262,11 @@ impl Device {
     /// The adapter.
     pub fn description(&self) -> &AdapterDescription {
         &self.description
+    }
+
+    /// Names everything that compiled kernels and their speed depend on: adapter, driver, versions and shaders.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
     }
 
     /// What ops may rely on.
@@ -328,85 +345,14 @@ impl Device {
         }
     }
 
-    /// The compiled form of `kernel` with these constants, from the cache where it was compiled before.
-    pub(crate) fn pipeline(
-        &self,
-        kernel: &'static Kernel,
-        half: bool,
-        constants: &[(&'static str, f64)],
-    ) -> Result<Arc<Pipeline>> {
-        let key: PipelineKey = (
-            std::ptr::from_ref(kernel) as usize,
-            half,
-            constants.iter().map(|(name, value)| (*name, value.to_bits())).collect(),
-        );
-        if let Some(pipeline) = lock(&self.pipelines).get(&key) {
-            return Ok(pipeline.clone());
-        }
-        let pipeline = Arc::new(self.compile(kernel, half, constants)?);
-        lock(&self.pipelines).insert(key, pipeline.clone());
-        Ok(pipeline)
+    /// The compiled form of a kernel, as it was compiled before where it was.
+    pub(crate) fn pipeline(&self, spec: &PipelineSpec<'_>) -> Result<Arc<Pipeline>> {
+        self.pipelines.get(&self.device, &self.counters, spec)
     }
 
-    fn compile(
-        &self,
-        kernel: &'static Kernel,
-        half: bool,
-        constants: &[(&'static str, f64)],
-    ) -> Result<Pipeline> {
-        let source = kernel
-            .source_for(half)
-            .ok_or_else(|| Error::gpu(format!("shader {} is not in the table", kernel.shader)))?;
-        Counters::count(&self.counters.pipelines);
-        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let descriptor = wgpu::ShaderModuleDescriptor {
-            label: Some(kernel.shader),
-            source: wgpu::ShaderSource::Wgsl(source),
-        };
-        let module = if self.options.shader_checks {
-            self.device.create_shader_module(descriptor)
-        } else {
-            // SAFETY: every kernel guards its own bounds and loops; the tests run all of them with the checks on
-            // as well, and compare both with the reference.
-            unsafe {
-                self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
-            }
-        };
-        let entry = |binding: u32, ty| wgpu::BindGroupLayoutEntry {
-            binding,
-            visibility: wgpu::ShaderStages::COMPUTE,
-            ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
-            count: None,
-        };
-        let mut entries = vec![entry(0, wgpu::BufferBindingType::Uniform)];
-        entries.extend(kernel.bindings.iter().zip(1..).map(|(binding, index)| {
-            let read_only = binding.access == Access::Read;
-            entry(index, wgpu::BufferBindingType::Storage { read_only })
-        }));
-        let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-            label: Some(kernel.shader),
-            entries: &entries,
-        });
-        let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-            label: Some(kernel.shader),
-            bind_group_layouts: &[Some(&layout)],
-            immediate_size: 0,
-        });
-        let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(kernel.shader),
-            layout: Some(&pipeline_layout),
-            module: &module,
-            entry_point: Some(kernel.entry),
-            compilation_options: wgpu::PipelineCompilationOptions {
-                constants,
-                zero_initialize_workgroup_memory: self.options.shader_checks,
-            },
-            cache: None,
-        });
-        match pollster::block_on(scope.pop()) {
-            None => Ok(Pipeline { pipeline, layout }),
-            Some(error) => Err(Error::gpu(format!("kernel {}: {error}", kernel.shader))),
-        }
+    /// Compiles what is missing of `specs`, on all cores.
+    pub(crate) fn prepare<'a>(&self, specs: impl Iterator<Item = PipelineSpec<'a>>) -> Result<()> {
+        self.pipelines.prepare(&self.device, &self.counters, specs, &|line| self.options.warn(line))
     }
 
     pub(crate) fn submit(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {

@@ -4,7 +4,7 @@
 //! Layers, lowest first; a lower one never names a higher one:
 //!
 //! - L0 [`shape`], [`dtype`], [`host`], [`error`]: data on the host
-//! - L1 [`caps`], [`counters`], [`device`], [`kernel`], [`store`]: the GPU; no ops
+//! - L1 [`caps`], [`counters`], [`device`], [`kernel`], [`pipeline_file`], [`store`]: the GPU; no ops
 //! - L2 [`op`], [`case`], [`ops`]: one file an op
 //! - L3 [`graph`], [`autodiff`], [`plan`], [`session`]: record, differentiate, plan, replay
 //! - L4 [`interpret`], [`inspect`], [`check`]: references of whole graphs, timings, faults, cases
@@ -30,6 +30,8 @@ pub mod interpret;
 pub mod kernel;
 pub mod op;
 pub mod ops;
+pub mod pipeline_file;
+mod pipelines;
 pub mod plan;
 pub mod session;
 pub mod shape;

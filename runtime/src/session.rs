@@ -8,10 +8,11 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::counters::Counters;
-use crate::device::{Device, Pipeline};
+use crate::device::Device;
 use crate::flight::{Flight, Signal};
 use crate::graph::{Graph, Storage};
 use crate::op::{Dispatch, TensorId};
+use crate::pipelines::{Pipeline, PipelineSpec};
 use crate::plan::{Place, Plan, PlanOptions, Step, operand_place};
 use crate::store::{Shard, Store, read_shards, shard_of};
 use crate::{DType, Error, HostTensor, Result};
@@ -145,6 +146,7 @@ impl Session {
     }
 
     fn build_launches(&self) -> Result<Vec<Vec<Launch>>> {
+        self.device.prepare(self.plan.steps.iter().flat_map(|step| &step.dispatches).map(spec_of))?;
         let alignment = self.device.uniform_alignment();
         let mut blocks: Vec<u8> = Vec::new();
         let mut offsets = Vec::new();
@@ -176,7 +178,7 @@ impl Session {
     }
 
     fn build_launch(&self, step: &Step, dispatch: &Dispatch, block: &Region<'_>) -> Result<Launch> {
-        let pipeline = self.device.pipeline(dispatch.kernel, dispatch.half, &dispatch.constants)?;
+        let pipeline = self.device.pipeline(&spec_of(dispatch))?;
         let mut regions = vec![Region { buffer: block.buffer, offset: block.offset, bytes: block.bytes }];
         for bound in &dispatch.bindings {
             let (place, bytes) = operand_place(&self.plan, &self.graph, step, bound.operand)?;
@@ -555,6 +557,10 @@ impl Session {
         };
         HostTensor::from_bytes(&self.graph.tensor(tensor).desc, &found)
     }
+}
+
+fn spec_of(dispatch: &Dispatch) -> PipelineSpec<'_> {
+    PipelineSpec { kernel: dispatch.kernel, half: dispatch.half, constants: &dispatch.constants }
 }
 
 fn run(pass: &mut wgpu::ComputePass<'_>, launch: &Launch) {

@@ -22,7 +22,7 @@ pub const CRATES: [Crate; 2] = [
         folder: "runtime/src",
         layers: &[
             &["shape", "dtype", "host", "error"],
-            &["buffer", "caps", "counters", "device", "kernel", "profile", "store"],
+            &["buffer", "caps", "counters", "device", "kernel", "pipeline_file", "pipelines", "store"],
             &["op", "case", "ops"],
             &["graph", "autodiff", "plan", "slots", "flight", "session"],
             &["interpret", "inspect", "check"],
