@@ -238,12 +238,13 @@ impl Device {
                 note(&slot, format!("device lost ({reason:?}): {text}"));
             }
         });
-        let fingerprint =
-            kernel_fingerprint(&description.name, &description.backend, &description.driver);
-        let file = options.cache.as_ref().filter(|_| features.contains(wgpu::Features::PIPELINE_CACHE)).map(|folder| {
-            let vendor = wgpu::util::pipeline_cache_key(&adapter.get_info()).unwrap_or_default();
-            PipelineFile::open(&device, folder, &fingerprint, &vendor, &|line| options.warn(line))
-        });
+        let fingerprint = kernel_fingerprint(&description.name, &description.backend, &description.driver);
+        let file = options.cache.as_ref().filter(|_| features.contains(wgpu::Features::PIPELINE_CACHE)).map(
+            |folder| {
+                let vendor = wgpu::util::pipeline_cache_key(&adapter.get_info()).unwrap_or_default();
+                PipelineFile::open(&device, folder, &fingerprint, &vendor, &|line| options.warn(line))
+            },
+        );
         Ok(Arc::new(Self {
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             description,
