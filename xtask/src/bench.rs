@@ -9,11 +9,12 @@ mod side;
 mod table;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
 
-use crate::stage::{cargo, run, say};
+use crate::stage::{cargo, say};
 use items::{Item, Sizes, items};
 use side::Side;
 use table::Results;
@@ -32,6 +33,8 @@ Options:
   --rounds N         times that every side is asked for an item [default: 3]
   --quick            the smaller half of the items, one round
   --python PATH      the Python that has torch [default: EPL_BENCH_PYTHON, or python3]
+  --runner COMMAND   put in front of epl and burn, to give both the same device or driver: `taskset -c 0`,
+                     `prime-run`, `chroot FOLDER`
   --json FILE        also write the results there
   --help             this text
 
@@ -51,6 +54,7 @@ struct Options {
     rounds: Option<usize>,
     quick: bool,
     python: Option<String>,
+    runner: Option<String>,
     json: Option<PathBuf>,
 }
 
@@ -93,11 +97,21 @@ impl Options {
                 "--rounds" => options.rounds = Some(number(value()?)?),
                 "--quick" => options.quick = true,
                 "--python" => options.python = Some(value()?),
+                "--runner" => options.runner = Some(value()?),
                 "--json" => options.json = Some(value()?.into()),
                 unknown => return Err(format!("there is no option `{unknown}`")),
             }
         }
         Ok(options)
+    }
+
+    /// A program, with what was to be put in front of it.
+    fn command(&self, program: &Path) -> Command {
+        let mut words = self.runner.iter().flat_map(|runner| runner.split_whitespace());
+        let Some(first) = words.next() else { return Command::new(program) };
+        let mut command = Command::new(first);
+        command.args(words).arg(program);
+        command
     }
 
     fn wants(&self, kind: &str) -> bool {
@@ -116,9 +130,9 @@ pub fn bench(root: &Path, arguments: &[String]) -> std::result::Result<Result<()
 }
 
 fn measure(root: &Path, options: &Options) -> Result<()> {
-    run(cargo(root).args(["build", "--release", "--bench", "work"]))?;
-    let mut command = cargo(root);
-    command.args(["bench", "--quiet", "--bench", "work", "--", "--serve"]);
+    let program = build(root, &["--bench", "work"])?;
+    let mut command = options.command(&program);
+    command.arg("--serve");
     let ours = Side::start("epl", command)?;
     let (cpu, cuda) = (ours.is_cpu(), has_cuda(options));
     let mut sides = vec![ours];
@@ -161,6 +175,21 @@ fn measure(root: &Path, options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// Builds a program in release mode and returns where it is.
+fn build(folder: &Path, arguments: &[&str]) -> Result<PathBuf> {
+    let mut command = cargo(folder);
+    command.args(["build", "--release", "--message-format=json-render-diagnostics"]).args(arguments);
+    say(format_args!("building in {}", folder.display()));
+    let output = command.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("cargo ended with {}", output.status);
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let messages = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let programs = messages.filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?)));
+    programs.reduce(|_, last| last).context("cargo made no program")
+}
+
 fn default_peers(mixed: bool, cuda: bool) -> Vec<String> {
     let names: &[&str] = match (mixed, cuda) {
         (true, _) => &["pytorch-autocast"],
@@ -185,10 +214,8 @@ fn has_cuda(options: &Options) -> bool {
 fn start_peer(root: &Path, peer: &str, cpu: bool, options: &Options) -> Result<Side> {
     let folder = root.join("benches").join("peers");
     if peer == "burn" {
-        let folder = folder.join("burn");
-        run(cargo(&folder).args(["build", "--release", "--locked"])).context("it cannot be built")?;
-        let mut command = cargo(&folder);
-        command.args(["run", "--release", "--locked", "--quiet"]);
+        let program = build(&folder.join("burn"), &["--locked"]).context("it cannot be built")?;
+        let mut command = options.command(&program);
         if cpu {
             // It looks for a GPU otherwise.
             command.env("EPL_BENCH_CPU", "1");
@@ -229,6 +256,9 @@ mod tests {
         assert!(options.mixed && options.quick && options.peers == Some(Vec::new()));
         assert!(options.wants("conv") && !options.wants("head"));
         assert_eq!(parse("").unwrap(), Options::default());
+        let runner = Options { runner: Some("nice -n 5".into()), ..Options::default() };
+        let command = runner.command(Path::new("work"));
+        assert_eq!((command.get_program(), command.get_args().len()), ("nice".as_ref(), 3));
         assert!(parse("").unwrap().wants("head"));
     }
 
