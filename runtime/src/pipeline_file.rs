@@ -10,6 +10,7 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -157,7 +158,9 @@ fn header_of(key: &Hash, data: &[u8], checksum: &Hash) -> Vec<u8> {
 fn write(path: &Path, key: &Hash, data: &[u8], checksum: &Hash) -> std::io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder)?;
-    let aside = path.with_extension(format!("{EXTENSION}.{}.part", std::process::id()));
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let (process, number) = (std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+    let aside = path.with_extension(format!("{EXTENSION}.{process}-{number}.part"));
     let written = std::fs::write(&aside, [&header_of(key, data, checksum), data].concat())
         .and_then(|()| std::fs::rename(&aside, path));
     if written.is_err() {

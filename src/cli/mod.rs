@@ -17,8 +17,10 @@ mod plan;
 mod train;
 
 use std::fmt::Display;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Instant;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use epl_runtime::{Device, DeviceOptions};
@@ -54,6 +56,12 @@ struct Context {
     /// Print the result as one JSON object on standard output
     #[arg(long, global = true)]
     json: bool,
+    /// Where compiled kernels are kept between calls, or `off` [default: epl/kernels in the system's cache folder]
+    #[arg(long, global = true, env = "EPL_KERNEL_CACHE", value_name = "DIR|off", hide_env_values = true)]
+    kernel_cache: Option<PathBuf>,
+    /// When the program was started.
+    #[arg(skip = Instant::now())]
+    started: Instant,
 }
 
 #[derive(Debug, Subcommand)]
@@ -82,7 +90,23 @@ enum Verdict {
 impl Context {
     /// How to open the adapter that the user chose.
     fn device_options(&self) -> DeviceOptions {
-        DeviceOptions { select: self.device.clone(), ..DeviceOptions::default() }
+        DeviceOptions {
+            select: self.device.clone(),
+            cache: self.kernel_cache(),
+            warnings: Some(|line| output::note(format_args!("warning: {line}"))),
+            ..DeviceOptions::default()
+        }
+    }
+
+    /// The folder in which compiled kernels are kept, where they are.
+    fn kernel_cache(&self) -> Option<PathBuf> {
+        use etcetera::base_strategy::{BaseStrategy, choose_native_strategy};
+        match &self.kernel_cache {
+            Some(folder) if folder.as_os_str() == "off" => None,
+            // An empty variable is one that is not set.
+            Some(folder) if !folder.as_os_str().is_empty() => Some(folder.clone()),
+            _ => Some(choose_native_strategy().ok()?.cache_dir().join("epl").join("kernels")),
+        }
     }
 
     /// Opens that adapter.

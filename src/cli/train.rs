@@ -13,7 +13,7 @@ use crate::Result;
 use crate::config::Config;
 use crate::eval::VerificationReport;
 use crate::train::state::Best;
-use crate::train::{self, Console, RunOptions, Stop};
+use crate::train::{self, Console, RunOptions, StartSeconds, Stop};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -69,13 +69,16 @@ struct Summary {
     interrupted: Option<PathBuf>,
     /// The last evaluation of each set.
     evaluations: Vec<VerificationReport>,
+    /// Where the time until the first step went.
+    start_seconds: Option<StartSeconds>,
 }
 
 impl Train {
     pub fn run(&self, context: &Context) -> Result<Verdict> {
         let config = Config::load(&self.config, &self.overrides.set)?;
         let out = config.train.out.clone();
-        let options = RunOptions { resume: self.resume, ..RunOptions::default() };
+        let options =
+            RunOptions { resume: self.resume, started: Some(context.started), ..RunOptions::default() };
         stop_on_signals(options.stop.clone());
         let outcome = train::run(config, &context.open()?, &options, &mut Console::new())?;
         let verdict = match &outcome.interrupted {
@@ -101,6 +104,7 @@ impl Train {
             train_seconds: outcome.train_seconds,
             images_per_second: outcome.images_per_second,
             evaluations: outcome.evaluations,
+            start_seconds: outcome.start,
         })?;
         Ok(verdict)
     }

@@ -4,6 +4,7 @@ use epl_runtime::Store;
 use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution, Normal};
 use rand_pcg::Pcg64Mcg;
+use rayon::prelude::*;
 
 use crate::nn::parameters::{Initial, ParameterSpec, Parameters};
 use crate::{Error, Result};
@@ -63,10 +64,18 @@ pub fn initial_values(spec: &ParameterSpec, seed: u64) -> Result<Vec<f32>> {
     }
 }
 
+/// Parameters that are drawn at once.
+const DRAWN_AT_ONCE: usize = 32;
+
 /// Sets every parameter to its initial values.
 pub fn initialize(parameters: &Parameters, store: &Store, seed: u64) -> Result<()> {
-    for entry in parameters.entries() {
-        parameters.write(store, &entry.spec.name, &initial_values(&entry.spec, seed)?)?;
+    // Each value is a function of seed and name: drawn on all cores, some parameters at a time, so that the host holds few.
+    for entries in parameters.entries().chunks(DRAWN_AT_ONCE) {
+        let values: Vec<Vec<f32>> =
+            entries.par_iter().map(|entry| initial_values(&entry.spec, seed)).collect::<Result<_>>()?;
+        for (entry, values) in entries.iter().zip(&values) {
+            parameters.write(store, &entry.spec.name, values)?;
+        }
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ use crate::head::sampling::ClassSampler;
 use crate::model::Model;
 use crate::nn::input::packed_bytes;
 use crate::train::plan::{explain_memory, plan, resolve_form};
+use crate::train::start::{StartClock, StartSeconds};
 use crate::train::step::{ScaleState, StepInputs, class_sampler, record_step};
 use crate::train::trainer::{spec_of, step_options};
 
@@ -109,6 +110,8 @@ pub struct StepProfile {
     pub launches: usize,
     /// Bytes that a GPU holds for it.
     pub peak_bytes: u64,
+    /// Where the time until the first step went, without data and device.
+    pub start: StartSeconds,
 }
 
 /// Measures `steps` steps of `config`, after one more that compiles what it needs, and then each of its ops; with the
@@ -122,9 +125,20 @@ pub fn profile_step(
     device: &Arc<Device>,
     steps: usize,
 ) -> Result<StepProfile> {
+    let mut clock = StartClock::since(Instant::now());
+    let mut start = StartSeconds::default();
     let config = &resolve_form(config, classes, device.caps())?;
+    start.plan = clock.lap();
     let mut measured = Measured::new(config, classes, device, config.head.epl.is_some())?;
-    let seconds = measured.steps(steps)?;
+    let counted = device.counters();
+    start.model = measured.model_seconds;
+    start.session = clock.lap() - start.model;
+    start.pipelines = counted.compiled_nanoseconds as f64 * 1e-9;
+    start.pipelines_compiled = counted.pipelines;
+    start.first_step = clock.total();
+    measured.steps(0)?;
+    start.first_result = clock.total();
+    let seconds = measured.steps(steps.max(1))?;
     let session = &measured.session;
     let mut by_op: BTreeMap<&str, (usize, f64, f64, f64)> = BTreeMap::new();
     for timing in profile(session, 3)? {
@@ -151,6 +165,7 @@ pub fn profile_step(
         ops,
         flops: session.plan().cost(session.graph()).flops,
         launches: session.plan().dispatches(),
+        start,
         peak_bytes: plan(config, classes, device.caps(), None)?.peak_bytes,
     })
 }
@@ -162,7 +177,7 @@ fn measure_step(
     empirical: bool,
     steps: usize,
 ) -> Result<StepSeconds> {
-    Measured::new(config, classes, device, empirical)?.steps(steps)
+    Measured::new(config, classes, device, empirical)?.steps(steps.max(1))
 }
 
 /// A step that is measured.
@@ -171,6 +186,8 @@ struct Measured<'a> {
     classes: usize,
     inputs: StepInputs,
     sampler: Option<ClassSampler>,
+    /// What making the model took.
+    model_seconds: f64,
     /// The session keeps the model's parameters alive.
     session: Session,
 }
@@ -179,7 +196,9 @@ impl<'a> Measured<'a> {
     fn new(config: &'a Config, classes: usize, device: &Arc<Device>, empirical: bool) -> Result<Self> {
         let explain = |error: crate::Error| explain_memory(error, config, classes, device.caps());
         let options = step_options(config, empirical);
+        let started = Instant::now();
         let model = Model::new(spec_of(config, classes)?, device, config.train.seed).map_err(explain)?;
+        let model_seconds = started.elapsed().as_secs_f64();
         let recorded = record_step(&model.spec, &options)?;
         let session = Session::new(&recorded.graph, &model.store, SessionOptions::default())
             .map_err(|error| explain(error.into()))?;
@@ -187,16 +206,16 @@ impl<'a> Measured<'a> {
             ScaleState::INITIAL.write(&model.store)?;
         }
         let sampler = class_sampler(&model.spec, &options);
-        Ok(Self { config, classes, inputs: recorded.inputs, sampler, session })
+        Ok(Self { config, classes, inputs: recorded.inputs, sampler, model_seconds, session })
     }
 
     /// The time of `steps` steps, after one more.
     fn steps(&mut self, steps: usize) -> Result<StepSeconds> {
-        let Self { config, classes, inputs, sampler, session } = self;
+        let Self { config, classes, inputs, sampler, session, .. } = self;
         let count = config.train.images_per_step();
         let mut random = Pcg64::new(1, 1);
         let mut seconds = Vec::with_capacity(steps);
-        for step in 0..=steps.max(1) as u64 {
+        for step in 0..=steps as u64 {
             let mut images = vec![0; packed_bytes(count, config.model.input)];
             images.chunks_mut(8).for_each(|chunk| {
                 chunk.iter_mut().zip(random.next_u64().to_le_bytes()).for_each(|(byte, noise)| *byte = noise);

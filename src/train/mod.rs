@@ -1,6 +1,7 @@
 //! Training: the step graph, the loop, the run's folder and what is written into it.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use epl_runtime::Device;
 
@@ -23,6 +24,7 @@ pub mod prototypes;
 pub mod run;
 pub mod sheet;
 pub mod stall;
+pub mod start;
 pub mod state;
 pub mod step;
 pub mod summary;
@@ -31,9 +33,11 @@ pub mod trainer;
 
 pub use events::{Console, Observer, Silent};
 pub use folder::RunFolder;
+use start::StartClock;
 use state::TrainingState;
 
 pub use run::{Outcome, Stop};
+pub use start::StartSeconds;
 pub use trainer::Trainer;
 
 /// How a run begins and ends.
@@ -45,6 +49,8 @@ pub struct RunOptions {
     pub replace: bool,
     /// What asks the run to stop.
     pub stop: Stop,
+    /// When the program was started, for [`StartSeconds`]; by default when the run is.
+    pub started: Option<Instant>,
 }
 
 /// Trains as `config` says, from opening the data to writing the report.
@@ -57,6 +63,8 @@ pub fn run(
     options: &RunOptions,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
+    let mut clock = StartClock::since(options.started.unwrap_or_else(Instant::now));
+    let mut seconds = StartSeconds { device: clock.lap(), ..StartSeconds::default() };
     config.validate()?;
     let as_read = data::Options {
         size: config.model.input,
@@ -78,7 +86,8 @@ pub fn run(
         // A set that cannot be evaluated is found now, and not at the end of the first epoch.
         set.check(config.model.input)?;
     }
-    run_on(config, device, dataset, sets, options, observer)
+    seconds.data = clock.lap();
+    train(config, device, dataset, sets, options, observer, (clock, seconds))
 }
 
 /// Trains on an opened dataset, evaluates on opened sets, and writes the run's folder.
@@ -94,9 +103,22 @@ pub fn run_on(
     options: &RunOptions,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
+    let clock = StartClock::since(options.started.unwrap_or_else(Instant::now));
+    train(config, device, dataset, sets, options, observer, (clock, StartSeconds::default()))
+}
+
+fn train(
+    config: Config,
+    device: &Arc<Device>,
+    dataset: Arc<dyn Dataset>,
+    sets: Vec<PairSet>,
+    options: &RunOptions,
+    observer: &mut dyn Observer,
+    start: (StartClock, StartSeconds),
+) -> Result<Outcome> {
     // The model comes first: whatever is wrong with the configuration leaves no folder behind,
     // and the run that is to be replaced as it was.
-    let mut trainer = Trainer::new(config, device, dataset, sets)?;
+    let mut trainer = Trainer::started(config, device, dataset, sets, start)?;
     let config = trainer.config().clone();
     RunFolder::check_free(&config.train.out)?;
     let checkpoints = Checkpoints::of(&config.train.out);

@@ -9,6 +9,7 @@ use crate::train::epoch::EpochSums;
 use crate::train::prototypes::PrototypeWatch;
 use crate::train::run::Outcome;
 use crate::train::stall::LossWatch;
+use crate::train::start::StartSeconds;
 use crate::train::state::{Best, TrainingState};
 
 /// A step in flight.
@@ -72,6 +73,8 @@ pub(super) struct Progress {
     /// How long it had been waited for when the clock was stopped.
     device_waited_at_stop: Duration,
     hard_cosine: f64,
+    /// Where the time until the first step went, once that was submitted.
+    pub(super) start: Option<StartSeconds>,
 }
 
 impl Progress {
@@ -108,6 +111,7 @@ impl Progress {
             device_waited: Duration::ZERO,
             device_waited_at_stop: Duration::ZERO,
             hard_cosine,
+            start: None,
         }
     }
 
@@ -181,6 +185,7 @@ impl Progress {
             evaluations: Vec::new(),
             best: self.best.clone(),
             interrupted: None,
+            start: None,
         }
     }
 }

@@ -18,6 +18,7 @@ use crate::train::folder::RunFolder;
 use crate::train::metrics::Record;
 use crate::train::progress::{InFlight, Progress, Saved};
 use crate::train::prototypes::PrototypeWatch;
+use crate::train::start::StartSeconds;
 use crate::train::state::{Best, Fingerprint, TrainingState};
 use crate::train::step::{ScaleState, StepResult};
 use crate::train::summary::eval_point;
@@ -62,6 +63,8 @@ pub struct Outcome {
     pub evaluations: Vec<VerificationReport>,
     /// The best evaluation of all epochs.
     pub best: Option<Best>,
+    /// Where the time until the first step went; `None` where no step was taken.
+    pub start: Option<StartSeconds>,
     /// Where the run was asked to stop before its end: the checkpoint that it can go on from.
     pub interrupted: Option<PathBuf>,
 }
@@ -195,6 +198,7 @@ impl Trainer {
             }
         }
         let mut outcome = progress.outcome(self.config.train.images_per_step());
+        outcome.start = progress.start.clone();
         if interrupted {
             // The end of an epoch has written one, unless it failed; this one must not.
             let saved = progress.saved.take().filter(|saved| saved.at == progress.position());
@@ -422,6 +426,11 @@ impl Trainer {
     fn submit(&mut self, batch: &Batch, lr: f64, progress: &mut Progress) -> Result<()> {
         let step = progress.submitted;
         self.write_inputs(batch, step, lr)?;
+        if progress.start.is_none() {
+            self.start_seconds.batch = self.clock.lap();
+            self.start_seconds.first_step = self.clock.total();
+            progress.start = Some(self.start_seconds.clone());
+        }
         let Some((_, _, session)) = &mut self.session else { return Ok(()) };
         session.step()?;
         progress.watch.see(&batch.labels);
@@ -451,6 +460,10 @@ impl Trainer {
         }
         for (number, finished) in (1..).zip(done) {
             let Some(flight) = progress.flights.pop_front() else { break };
+            if let Some(start) = progress.start.as_mut().filter(|start| start.first_result == 0.0) {
+                start.first_result = self.clock.total();
+                around.observer.message(&start.to_string());
+            }
             let result = StepResult::unpack(&finished.values)?;
             if result.is_finite() {
                 progress.skipped_in_a_row = 0;

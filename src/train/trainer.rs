@@ -1,6 +1,7 @@
 //! Everything that a run needs, made from its configuration.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use epl_runtime::{Device, Session, SessionOptions};
 
@@ -15,6 +16,7 @@ use crate::interchange::weights::WeightsFile;
 use crate::model::{HEAD_WEIGHT, Head, Model, ModelSpec};
 use crate::nn::Network;
 use crate::train::plan::{explain_memory, resolve_form};
+use crate::train::start::{StartClock, StartSeconds};
 use crate::train::state::TrainingState;
 use crate::train::step::{ScaleState, StepGraph, StepInputs, StepOptions, class_sampler, record_step};
 use crate::{Error, Result};
@@ -34,6 +36,9 @@ pub struct Trainer {
     pub(super) sampler: Option<ClassSampler>,
     /// Whether the session below has the empirical branch.
     pub(super) session: Option<(bool, StepInputs, Session)>,
+    pub(super) clock: StartClock,
+    /// Where the time until the first step goes.
+    pub(super) start_seconds: StartSeconds,
     /// Where to go on from.
     pub(super) start: Option<Checkpoint<TrainingState>>,
 }
@@ -119,12 +124,28 @@ impl Trainer {
         dataset: Arc<dyn Dataset>,
         sets: Vec<PairSet>,
     ) -> Result<Self> {
+        let start = (StartClock::since(Instant::now()), StartSeconds::default());
+        Self::started(config, device, dataset, sets, start)
+    }
+
+    /// [`Self::new`] in a start of which some time is gone already.
+    pub(super) fn started(
+        config: Config,
+        device: &Arc<Device>,
+        dataset: Arc<dyn Dataset>,
+        sets: Vec<PairSet>,
+        (mut clock, mut seconds): (StartClock, StartSeconds),
+    ) -> Result<Self> {
         config.validate()?;
         let loader = loader_of(&config, &dataset)?;
         let classes = dataset.num_classes();
+        seconds.data += clock.lap();
         let config = resolve_form(&config, classes, device.caps())?;
+        seconds.plan = clock.lap();
         let model = Model::new(spec_of(&config, classes)?, device, config.train.seed)
             .map_err(|error| explain_memory(error, &config, classes, device.caps()))?;
+        seconds.model = clock.lap();
+        let compiled = device.counters();
         let sampler = class_sampler(&model.spec, &step_options(&config, false));
         let mut trainer = Self {
             config,
@@ -135,6 +156,8 @@ impl Trainer {
             model,
             sampler,
             session: None,
+            clock,
+            start_seconds: seconds,
             start: None,
         };
         // Whatever does not fit the adapter is found now, before anything is written: the graph with the empirical branch,
@@ -154,6 +177,11 @@ impl Trainer {
                 explain_memory(error, &trainer.config, trainer.dataset.num_classes(), device.caps())
             })?;
         }
+        let now = device.counters();
+        trainer.start_seconds.pipelines =
+            (now.compiled_nanoseconds - compiled.compiled_nanoseconds) as f64 * 1e-9;
+        trainer.start_seconds.pipelines_compiled = now.pipelines - compiled.pipelines;
+        trainer.start_seconds.session = trainer.clock.lap();
         Ok(trainer)
     }
 

@@ -10,6 +10,7 @@ use super::super::{Context, Verdict};
 use super::Bench;
 use crate::Result;
 use crate::config::Config;
+use crate::train::StartSeconds;
 use crate::train::measure::{OpTime, profile_step};
 
 /// Images a batch where nothing is said.
@@ -33,6 +34,8 @@ struct Measured {
     /// Of the whole step.
     gflops: f64,
     kernels: Vec<OpTime>,
+    /// Where the time until the first step went.
+    start_seconds: StartSeconds,
 }
 
 #[derive(Debug, Serialize)]
@@ -59,6 +62,7 @@ impl Bench {
         let config = Config::from_toml("data.train = \"-\"\ntrain.out = \"-\"", &overrides)?;
         let classes = self.classes.get();
         let device = context.open()?;
+        let opened = context.started.elapsed().as_secs_f64();
         let profile = profile_step(&config, classes, &device, self.steps.get())?;
         let images = config.train.images_per_step();
         let median = profile.seconds.median;
@@ -80,6 +84,12 @@ impl Bench {
             launches: profile.launches,
             flops: profile.flops,
             gflops: profile.flops / median / 1e9,
+            start_seconds: StartSeconds {
+                device: opened,
+                first_step: opened + profile.start.first_step,
+                first_result: opened + profile.start.first_result,
+                ..profile.start
+            },
             kernels: profile.ops,
         })?;
         Ok(Verdict::Done)
@@ -108,6 +118,7 @@ impl Display for Measured {
             ),
         )?;
         line("GPU memory", bytes(self.peak_bytes))?;
+        line("start", self.start_seconds.to_string())?;
         writeln!(f)?;
         let mut table = Table::new(&[
             ("op", Align::Left),
