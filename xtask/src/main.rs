@@ -1,6 +1,7 @@
-//! `cargo xtask`: set-up, demo and tests, the same on Linux, macOS and Windows.
+//! `cargo xtask`: set-up, demo, tests and benchmarks, the same on Linux, macOS and Windows.
 
 mod adapter;
+mod bench;
 mod browser;
 mod demo;
 mod install;
@@ -25,6 +26,8 @@ Commands:
   test            everything that a change must pass: formatting, clippy without a warning, all tests
   demo [ARGS...]  trains a small model on made-up faces and says where its report is; ARGS go to the
                   example mini_train (cargo xtask demo --help lists them)
+  bench [ARGS...] measures epl and, where they are installed, its peers on the same work, and prints a
+                  table of ratios (cargo xtask bench --help)
   setup           only makes sure that the Rust components, a GPU adapter, a browser for the tests of
                   reports and a Python for those of exported models are there; on Debian and Ubuntu it
                   installs Mesa's software Vulkan driver, Chromium (or Google Chrome) and python3-venv
@@ -40,13 +43,20 @@ fn main() -> ExitCode {
         Some((command, rest)) => (command.as_str(), rest),
         None => return wrong_usage("no command given"),
     };
-    if command != "demo" && !rest.is_empty() {
+    if !["demo", "bench"].contains(&command) && !rest.is_empty() {
         return wrong_usage(&format!("`{command}` takes no arguments, found `{}`", rest.join(" ")));
     }
     let root = workspace_root();
     let outcome = match command {
         "test" => test(&root),
         "demo" => demo::demo(&root, rest),
+        "bench" => match bench::bench(&root, rest) {
+            Ok(outcome) => outcome,
+            Err(wrong) => {
+                eprintln!("xtask: {wrong}\n\n{}", bench::HELP);
+                return ExitCode::from(2);
+            }
+        },
         "setup" => set_up(&mut Stages::default()),
         "help" | "--help" | "-h" => {
             print!("{HELP}");
