@@ -69,12 +69,13 @@ const DRAWN_AT_ONCE: usize = 32;
 
 /// Sets every parameter to its initial values.
 pub fn initialize(parameters: &Parameters, store: &Store, seed: u64) -> Result<()> {
+    let drawn = |spec: &ParameterSpec| Ok(spec.to_gpu(&initial_values(spec, seed)?));
     // Each value is a function of seed and name: drawn on all cores, some parameters at a time, so that the host holds few.
     for entries in parameters.entries().chunks(DRAWN_AT_ONCE) {
         let values: Vec<Vec<f32>> =
-            entries.par_iter().map(|entry| initial_values(&entry.spec, seed)).collect::<Result<_>>()?;
+            entries.par_iter().map(|entry| drawn(&entry.spec)).collect::<Result<_>>()?;
         for (entry, values) in entries.iter().zip(&values) {
-            parameters.write(store, &entry.spec.name, values)?;
+            parameters.write_gpu(store, entry, values)?;
         }
     }
     Ok(())
