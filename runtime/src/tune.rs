@@ -52,7 +52,7 @@ pub struct TunedOp {
     pub choice: String,
     /// Seconds of each variant that was timed, [`RULE`] among them.
     pub seconds: BTreeMap<String, f64>,
-    /// Variants that were faster but wrong, and how.
+    /// Variants that were faster but wrong, and how; and those that the driver refused.
     pub rejected: BTreeMap<String, String>,
 }
 
@@ -267,6 +267,7 @@ fn tune_op(
     let by_rule = median(&of_rule);
     let mut seconds = BTreeMap::from([(RULE.to_owned(), by_rule)]);
     let mut faster: Vec<(f64, String)> = Vec::new();
+    let mut rejected = BTreeMap::new();
     for variant in op.variants(device.caps(), &inputs) {
         if Instant::now() >= deadline {
             return Ok(None);
@@ -282,7 +283,15 @@ fn tune_op(
         if alone.bytes(&variant)? > options.bytes {
             continue;
         }
-        let Some(of_variant) = round(&alone.session(&variant)?, by_rule)? else { continue };
+        let session = match alone.session(&variant) {
+            Ok(session) => session,
+            // A driver that refuses a kernel has taken it out of the running. One that is lost fails at the next op.
+            Err(error) => {
+                rejected.insert(variant, error.to_string());
+                continue;
+            }
+        };
+        let Some(of_variant) = round(&session, by_rule)? else { continue };
         let time = median(&of_variant);
         seconds.insert(variant.clone(), time);
         if time * (1.0 + options.gain) < least(&of_rule) {
@@ -295,7 +304,7 @@ fn tune_op(
         times: candidate.times,
         choice: RULE.to_owned(),
         seconds,
-        rejected: BTreeMap::new(),
+        rejected,
     };
     for (_, variant) in faster {
         let session = alone.session(&variant)?;

@@ -16,8 +16,8 @@ use epl_runtime::ops::conv2d_grad_weight::Conv2dGradWeight;
 use epl_runtime::ops::matmul::{MatMul, matmul};
 use epl_runtime::tune::{TuneOptions, tune};
 use epl_runtime::{
-    Array, Caps, Device, DeviceOptions, Graph, Plan, PlanOptions, Result, Session, SessionOptions, Store,
-    TensorDesc,
+    Array, Caps, DType, Device, DeviceOptions, Graph, Plan, PlanOptions, Result, Session, SessionOptions,
+    Store, TensorDesc,
 };
 
 fn device(gpu_kernels: bool) -> Arc<Device> {
@@ -187,9 +187,19 @@ fn every_variant_computes_what_the_reference_computes() {
             for variant in &variants {
                 let drawn = inputs.iter().zip(1..).map(|(desc, seed)| normal(desc.shape.clone(), 1.0, seed));
                 let case = Case::shared("variant", op.clone(), drawn.collect()).relative(2e-5);
-                let choices = Choices::from_iter([(key(op.as_ref(), &inputs), variant.as_str())]);
-                let worst = run_case_with(&device, &case, Arc::new(choices)).unwrap();
-                assert!(worst.passes(), "{op:?} {variant}: {worst:?}");
+                let run = |case: &Case, inputs: &[TensorDesc]| {
+                    let choices = Choices::from_iter([(key(op.as_ref(), inputs), variant.as_str())]);
+                    let worst = run_case_with(&device, case, Arc::new(choices)).unwrap();
+                    assert!(worst.passes(), "{op:?} {variant}: {worst:?}");
+                };
+                run(&case, &inputs);
+                let halves: Vec<TensorDesc> = inputs.iter().map(|desc| desc.with(DType::F16)).collect();
+                if device.caps().f16 && op.infer(&halves).is_ok() {
+                    let mut case = case.half(&[0, 1]);
+                    // A unit in the last of 11 bits.
+                    case.tolerance.rounding = 1e-3;
+                    run(&case, &halves);
+                }
                 tried += 1;
             }
             // The same op on less keeps what its kernels are chosen by.

@@ -17,7 +17,7 @@ use super::{Context, Verdict};
 use crate::config::Config;
 use crate::data::{self, Options};
 use crate::head::HeadForm;
-use crate::train::kernels::known;
+use crate::train::kernels::{is_on, known};
 use crate::train::measure::{RunSeconds, StepSeconds, measure_run};
 use crate::train::plan::{RunPlan, Target, plan_for, resolve_form};
 use crate::train::trainer::spec_of;
@@ -72,11 +72,11 @@ impl Plan {
             Err(error) => return Err(error),
         };
         let kernels = match &device {
-            Some(device) => {
+            Some(device) if is_on(&config, device) => {
                 let config = resolve_form(&config, classes, &caps)?;
                 known(&config, &spec_of(&config, classes)?, device)?
             }
-            None => Choices::new(),
+            _ => Choices::new(),
         };
         let target = Target { caps: &caps, choices: Arc::new(kernels) };
         let plan = plan_for(&config, classes, &target, self.memory)?;

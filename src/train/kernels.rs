@@ -44,7 +44,7 @@ struct Measurement {
     choice: String,
     /// Milliseconds of each variant that was timed to the end.
     milliseconds: BTreeMap<String, f64>,
-    /// Variants that were faster but wrong, and how.
+    /// Variants that were faster but wrong, and how; and those that the driver refused.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     rejected: BTreeMap<String, String>,
 }
@@ -201,7 +201,9 @@ fn summary(ops: &[TunedOp], left_out: usize) -> String {
     );
     let wrong: usize = ops.iter().map(|op| op.rejected.len()).sum();
     if wrong > 0 {
-        text += &format!("; {wrong} that were faster gave wrong results and were passed over");
+        text += &format!(
+            "; {wrong} kernels were refused by the driver or gave wrong results, and were passed over"
+        );
     }
     if left_out > 0 {
         text += &format!("; {left_out} ops keep their rules for lack of time or memory");
