@@ -27,6 +27,7 @@ pub mod image_input;
 pub mod l2_normalize;
 pub mod loss_scale;
 pub mod matmul;
+mod moments;
 pub mod prelu;
 pub mod reshape;
 pub mod scale;
