@@ -159,6 +159,18 @@ pub enum NonFinite {
     Skip,
 }
 
+/// Whether kernels are measured against each other before a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Autotune {
+    /// On a GPU, where what was measured can be kept.
+    Auto,
+    /// Always.
+    On,
+    /// Never: rules decide.
+    Off,
+}
+
 /// The run, `[train]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -176,6 +188,8 @@ pub struct Train {
     pub accumulate: usize,
     /// Storage of activations and gradients.
     pub precision: Precision,
+    /// Whether kernels are measured against each other before the run; a resumed one keeps those that it was started with.
+    pub autotune: Autotune,
     /// Seed of every random number of the run.
     pub seed: u64,
     /// Steps between two checkpoints; 0 for none but those at the end of every epoch.
@@ -201,6 +215,7 @@ impl Default for Train {
             batch_size: 512,
             accumulate: 1,
             precision: Precision::F32,
+            autotune: Autotune::Auto,
             seed: 1,
             checkpoint_every: 1000,
             keep_checkpoints: 3,

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use epl_runtime::{Device, Graph, Session, SessionOptions, Store, TensorDesc, TensorId};
+use epl_runtime::{
+    Choices, Device, Graph, PlanOptions, Session, SessionOptions, Store, TensorDesc, TensorId,
+};
 
 use crate::head::{self, HeadKind, HeadSettings};
 use crate::nn::init::{initialize, normal};
@@ -160,6 +162,8 @@ pub struct Model {
     pub spec: ModelSpec,
     /// Its parameters.
     pub store: Store,
+    /// Which kernels its sessions take, where the rules of ops are not to decide.
+    pub choices: Arc<Choices>,
 }
 
 /// Rows of the prototypes of some classes.
@@ -198,7 +202,13 @@ impl Model {
         spec.declare_tables(&mut graph)?;
         // A session of a graph without ops allocates what it declares and nothing else.
         Session::new(&graph, &store, SessionOptions::default())?;
-        Ok(Self { spec, store })
+        Ok(Self { spec, store, choices: Arc::default() })
+    }
+
+    /// How its sessions are built: with its choices of kernels.
+    pub fn session_options(&self) -> SessionOptions {
+        let plan = PlanOptions { choices: self.choices.clone(), ..PlanOptions::default() };
+        SessionOptions { plan, ..SessionOptions::default() }
     }
 
     /// The prototypes of `classes`, row by row as they are listed; reads in ascending order are the fastest. Waits for

@@ -16,7 +16,12 @@ const DIMENSION: usize = 16;
 fn epl(folder: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_epl"));
     command.args(["eval", "all-pairs"]).args(arguments).current_dir(folder);
-    command.env_remove("EPL_DEVICE").env("EPL_CACHE", "cache").output().unwrap()
+    command
+        .env_remove("EPL_DEVICE")
+        .env("EPL_CACHE", "cache")
+        .env("EPL_KERNEL_CACHE", "off")
+        .output()
+        .unwrap()
 }
 
 fn result(folder: &Path, arguments: &[&str]) -> Value {

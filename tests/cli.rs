@@ -43,6 +43,7 @@ fn epl_in(folder: Option<&Path>, arguments: &[&str], environment: &[(&str, &str)
         .args(arguments)
         .env_remove("EPL_DEVICE")
         .env("EPL_CACHE", "cache")
+        .env("EPL_KERNEL_CACHE", "off")
         .envs(environment.iter().copied());
     if let Some(folder) = folder {
         command.current_dir(folder);
@@ -440,10 +441,47 @@ fn a_step_is_measured_whole_and_by_op() {
     assert_eq!((&found["batch"], &found["epl"]), (&Value::from(2), &Value::from(true)));
     assert!(found["peak_bytes"].as_u64().unwrap() > 100_000);
     let kernels = found["kernels"].as_array().unwrap();
+    let start = &found["start_seconds"];
+    let first = number(&start["first_step"]);
+    let parts: f64 = ["device", "data", "plan", "tune", "model", "session", "batch"]
+        .map(|part| number(&start[part]))
+        .iter()
+        .sum();
+    assert!((parts / first - 1.0).abs() < 0.05, "{start}");
+    assert!(number(&start["first_result"]) > first && number(&start["pipelines_compiled"]) > 10.0, "{start}");
     for op in ["conv2d", "conv2d_grad_weight", "epl_update", "sgd"] {
         let kernel = kernels.iter().find(|kernel| kernel["name"] == op).unwrap();
         assert!(number(&kernel["ms"]) > 0.0 && number(&kernel["gbytes_per_s"]) > 0.0, "{kernel}");
     }
+}
+
+#[test]
+fn kernels_are_kept_in_the_folder_that_is_named_and_measured_on_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let kernels = folder.path().join("kernels");
+    let bench = |more: &[&str]| {
+        let small = ["bench", "--arch", "mobilefacenet", "--batch", "2", "--classes", "10", "--steps", "1"];
+        let smaller =
+            ["--set", "model.input=[32, 32]", "--set", "model.width=8", "--set", "train.autotune=on"];
+        let ran = epl_in(Some(folder.path()), &[&small[..], &smaller[..], more, &["--json"]].concat(), &[]);
+        assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+        ran
+    };
+    let kept = |ending: &str| -> usize {
+        let Ok(entries) = std::fs::read_dir(&kernels) else { return 0 };
+        entries.filter(|entry| entry.as_ref().unwrap().path().to_string_lossy().ends_with(ending)).count()
+    };
+    bench(&["--no-autotune"]);
+    bench(&["--no-autotune", "--kernel-cache", "off"]);
+    assert!(!kernels.exists() && !folder.path().join("off").exists());
+    let vulkan = epl(&["devices", "--json"]).json()["adapters"][0]["backend"] == "Vulkan";
+    let ran = bench(&["--no-autotune", "--kernel-cache", "kernels"]);
+    assert_eq!((kept(".pipelines"), kept(".tuning.json")), (usize::from(vulkan), 0));
+    assert!(!ran.stderr.contains("measured the kernels"), "{}", ran.stderr);
+    let ran = bench(&["--kernel-cache", "kernels"]);
+    assert_eq!(kept(".tuning.json"), 1);
+    assert!(ran.stderr.contains("measured the kernels of"), "{}", ran.stderr);
+    assert!(ran.json()["start_seconds"]["tune"].as_f64().unwrap() > 0.0);
 }
 
 #[test]

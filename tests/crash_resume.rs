@@ -64,7 +64,10 @@ impl Place {
     /// `epl train` of the run `name`, not yet started.
     fn command(&self, name: &str, more: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_epl"));
-        command.current_dir(self.folder.path()).args(["train", "config.toml", "--set"]);
+        command
+            .current_dir(self.folder.path())
+            .args(["train", "config.toml", "--set"])
+            .env("EPL_KERNEL_CACHE", "off");
         command.arg(format!("train.out={name}")).args(more);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         command
@@ -79,6 +82,7 @@ impl Place {
         );
         let mut command = Command::new("sh");
         command.current_dir(self.folder.path()).args(["-c", &script, env!("CARGO_BIN_EXE_epl")]).args(more);
+        command.env("EPL_KERNEL_CACHE", "off");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         command
     }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 fn epl(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_epl"));
     command.args(arguments).current_dir(folder).env("EPL_CACHE", folder.join("cache"));
+    command.env("EPL_KERNEL_CACHE", "off");
     let output = command.output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));

@@ -9,8 +9,12 @@ use serde_json::Value;
 
 /// Exit code, standard output and standard error of a call of `epl` in `folder`.
 fn epl(folder: &Path, arguments: &[&str]) -> (Option<i32>, String, String) {
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_epl")).current_dir(folder).args(arguments).output().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_epl"))
+        .current_dir(folder)
+        .args(arguments)
+        .env("EPL_KERNEL_CACHE", "off")
+        .output()
+        .unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.code(), text(output.stdout), text(output.stderr))
 }

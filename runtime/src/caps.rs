@@ -62,6 +62,9 @@ pub struct RowRange {
     pub bytes: u64,
 }
 
+/// What the size of a buffer is rounded up to.
+const BUFFER_UNIT: u64 = 256;
+
 /// Rows whose bytes are a multiple of what any adapter asks of an offset, whatever the length of a row: 256 bytes,
 /// in elements of four.
 pub const ROW_ALIGNMENT: usize = 64;
@@ -105,6 +108,15 @@ impl Caps {
                 bytes,
             })
             .collect()
+    }
+
+    /// Bytes of a buffer as it is allocated, for `bytes` bytes: rounded up to a unit that is as large as drivers ask for, so that
+    /// what is planned and what a driver counts is one number; to four bytes where the unit goes beyond the largest buffer.
+    pub fn buffer_bytes(&self, bytes: u64) -> u64 {
+        match bytes.max(1).next_multiple_of(BUFFER_UNIT) {
+            unit if unit > self.max_buffer_bytes => bytes.max(1).next_multiple_of(4),
+            unit => unit,
+        }
     }
 
     /// The alignment of a range's offset in bytes: that of bindings, and at least a vector of four elements.

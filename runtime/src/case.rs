@@ -132,9 +132,14 @@ pub struct Case {
 impl Case {
     /// A case with the default tolerance and no gradient check.
     pub fn new(label: impl Into<String>, op: impl Op, inputs: Vec<Input>) -> Self {
+        Self::shared(label, Arc::new(op), inputs)
+    }
+
+    /// [`Self::new`] of an op that others have as well.
+    pub fn shared(label: impl Into<String>, op: Arc<dyn Op>, inputs: Vec<Input>) -> Self {
         Self {
             label: label.into(),
-            op: Arc::new(op),
+            op,
             inputs,
             tolerance: Tolerance::default(),
             differentiate: Vec::new(),

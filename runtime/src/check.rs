@@ -6,6 +6,7 @@ use std::sync::Arc;
 use half::f16;
 
 use crate::case::{Case, Input, OpEntry, Tolerance, normal};
+use crate::choice::Choices;
 use crate::device::Device;
 use crate::graph::Graph;
 use crate::host::{Array, HostTensor};
@@ -13,6 +14,7 @@ use crate::inspect::node_seconds;
 use crate::interpret::{Values, interpret};
 use crate::kernel::{Access, FieldType, Kernel};
 use crate::op::{Cost, Gradient, Record, TensorId};
+use crate::plan::PlanOptions;
 use crate::session::{Session, SessionOptions};
 use crate::store::Store;
 use crate::{DType, Error, Result};
@@ -134,10 +136,16 @@ fn as_stored(tolerance: Tolerance, dtype: DType) -> Tolerance {
 /// Runs a case on the GPU and compares every output and every updated input with the reference.
 /// Returns the worst deviation.
 pub fn run_case(device: &Arc<Device>, case: &Case) -> Result<Deviation> {
+    run_case_with(device, case, Arc::default())
+}
+
+/// [`run_case`] with the variants that `choices` name.
+pub fn run_case_with(device: &Arc<Device>, case: &Case, choices: Arc<Choices>) -> Result<Deviation> {
     let recorded = record(case)?;
     let store = Store::new(device);
-    let options = SessionOptions { poison: true, in_flight: 1, ..SessionOptions::default() };
-    let mut session = Session::new(&recorded.graph, &store, options)?;
+    let plan = PlanOptions { choices, ..PlanOptions::default() };
+    let mut session =
+        Session::new(&recorded.graph, &store, SessionOptions { plan, poison: true, in_flight: 1 })?;
     let values: Vec<HostTensor> = case.inputs.iter().map(Input::tensor).collect();
     for (index, value) in values.iter().enumerate() {
         store.write(&format!("input {index}"), value)?;

@@ -1,6 +1,6 @@
 //! The GPU: choice of adapter, limits, features, buffers and pipelines. Knows kernels, no ops.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -182,7 +182,6 @@ pub struct Device {
     pub(crate) queue: wgpu::Queue,
     pub(crate) counters: Counters,
     timestamps: bool,
-    uniform_alignment: u64,
     pipelines: Pipelines,
     fingerprint: String,
     failure: Arc<Mutex<Option<String>>>,
@@ -216,7 +215,6 @@ impl Device {
         features |= wgpu::Features::PIPELINE_CACHE;
         features &= adapter.features();
         let limits = if options.webgpu_limits { wgpu::Limits::default() } else { adapter.limits() };
-        let uniform_alignment = u64::from(limits.min_uniform_buffer_offset_alignment).max(256);
         let request = wgpu::DeviceDescriptor {
             label: Some("epl"),
             required_features: features,
@@ -253,7 +251,6 @@ impl Device {
             device,
             queue,
             counters: Counters::default(),
-            uniform_alignment,
             pipelines: Pipelines::new(options.shader_checks, file),
             fingerprint,
             failure,
@@ -268,6 +265,11 @@ impl Device {
     /// Names everything that compiled kernels and their speed depend on: adapter, driver, versions and shaders.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    /// The folder in which compiled kernels are kept, and where measurements of them belong.
+    pub fn cache_folder(&self) -> Option<&Path> {
+        self.options.cache.as_deref()
     }
 
     /// What ops may rely on.
@@ -294,10 +296,6 @@ impl Device {
     /// Whether kernels can be timed by the GPU's own clock.
     pub fn has_timestamps(&self) -> bool {
         self.timestamps
-    }
-
-    pub(crate) fn uniform_alignment(&self) -> u64 {
-        self.uniform_alignment
     }
 
     /// The first error that wgpu or the driver reported outside a call that returns one.
@@ -328,13 +326,17 @@ impl Device {
                 hint: "use a smaller batch, or another device".into(),
             });
         }
-        if self.options.max_memory_bytes.is_some_and(|most| self.buffer_bytes() + bytes > most) {
+        if self
+            .options
+            .max_memory_bytes
+            .is_some_and(|most| self.buffer_bytes() + self.caps.buffer_bytes(bytes) > most)
+        {
             return Err(self.out_of_memory(label, bytes));
         }
         Counters::count(&self.counters.buffers);
         let descriptor = wgpu::BufferDescriptor {
             label: Some(label),
-            size: bytes.max(4).next_multiple_of(4),
+            size: self.caps.buffer_bytes(bytes),
             usage,
             mapped_at_creation: false,
         };
@@ -383,8 +385,10 @@ impl Device {
         self.check()
     }
 
-    /// Waits for everything submitted so far. Counted.
+    /// Waits for everything submitted or written so far. Counted.
     pub fn finish(&self) -> Result<()> {
+        // A submission without commands carries pending writes, whose staging memory is free again when they are done.
+        self.queue.submit([]);
         Counters::count(&self.counters.waits);
         self.wait(None)
     }

@@ -5,9 +5,9 @@
 //!
 //! - L0 [`shape`], [`dtype`], [`host`], [`error`]: data on the host
 //! - L1 [`caps`], [`counters`], [`device`], [`kernel`], [`pipeline_file`], [`store`]: the GPU; no ops
-//! - L2 [`op`], [`case`], [`ops`]: one file an op
-//! - L3 [`graph`], [`autodiff`], [`plan`], [`session`]: record, differentiate, plan, replay
-//! - L4 [`interpret`], [`inspect`], [`check`]: references of whole graphs, timings, faults, cases
+//! - L2 [`op`], [`case`], [`choice`], [`ops`]: one file an op
+//! - L3 [`graph`], [`autodiff`], [`memory`], [`plan`], [`session`]: record, differentiate, plan, replay
+//! - L4 [`interpret`], [`inspect`], [`check`], [`tune`]: references of whole graphs, timings, faults, cases, choice of kernels
 
 // The macro `param_block!` names this crate by its outside name, inside as well as outside.
 extern crate self as epl_runtime;
@@ -18,6 +18,7 @@ pub mod autodiff;
 pub mod caps;
 pub mod case;
 pub mod check;
+pub mod choice;
 pub mod counters;
 pub mod device;
 pub mod dtype;
@@ -28,6 +29,7 @@ pub mod host;
 pub mod inspect;
 pub mod interpret;
 pub mod kernel;
+pub mod memory;
 pub mod op;
 pub mod ops;
 pub mod pipeline_file;
@@ -37,8 +39,10 @@ pub mod session;
 pub mod shape;
 mod slots;
 pub mod store;
+pub mod tune;
 
 pub use caps::Caps;
+pub use choice::Choices;
 pub use device::{Device, DeviceOptions};
 pub use dtype::{DType, TensorDesc};
 pub use error::{Error, Result};

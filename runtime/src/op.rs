@@ -60,6 +60,18 @@ pub trait Op: Any + Debug + Send + Sync {
     /// The dispatches that compute the outputs. Every element of every output must be written.
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()>;
 
+    /// Names of other ways to compute the op for these inputs on an adapter with `caps` than that of its rules, for a tuner to
+    /// try: [`Lowering::choice`] is then one of them. Their results may differ by rounding alone.
+    fn variants(&self, _caps: &Caps, _inputs: &[TensorDesc]) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// The same op on about half as much, with the extents that its kernels are chosen by: what a tuner compares with the
+    /// reference, and times where the op itself takes too much memory. `None` where it cannot be less.
+    fn smaller(&self, _inputs: &[TensorDesc]) -> Option<(Arc<dyn Op>, Vec<TensorDesc>)> {
+        None
+    }
+
     /// Records the ops that turn gradients of the outputs into gradients of the inputs.
     /// The default says that the op has no gradient.
     fn gradient(&self, _gradient: &mut Gradient<'_>) -> Result<()> {
@@ -220,6 +232,7 @@ pub struct Lowering<'a> {
     inputs: &'a [TensorDesc],
     outputs: &'a [TensorDesc],
     element: DType,
+    choice: Option<&'a str>,
     dispatches: Vec<Dispatch>,
     workspaces: Vec<u64>,
 }
@@ -234,10 +247,22 @@ pub struct Lowered {
 }
 
 impl<'a> Lowering<'a> {
-    /// Lowers `op` for the given operands on an adapter with `caps`.
+    /// Lowers `op` for the given operands on an adapter with `caps`, as its rules say.
     pub fn run(op: &dyn Op, caps: &Caps, inputs: &[TensorDesc], outputs: &[TensorDesc]) -> Result<Lowered> {
+        Self::run_choice(op, caps, inputs, outputs, None)
+    }
+
+    /// [`Lowering::run`], with the variant `choice`, one of [`Op::variants`]. Another name means nothing to the op.
+    pub fn run_choice(
+        op: &dyn Op,
+        caps: &Caps,
+        inputs: &[TensorDesc],
+        outputs: &[TensorDesc],
+        choice: Option<&str>,
+    ) -> Result<Lowered> {
         let half = inputs.iter().chain(outputs).any(|desc| desc.dtype == DType::F16);
         let mut lowering = Lowering {
+            choice,
             caps,
             op: op.name(),
             inputs,
@@ -253,6 +278,11 @@ impl<'a> Lowering<'a> {
     /// What the adapter can do.
     pub fn caps(&self) -> &'a Caps {
         self.caps
+    }
+
+    /// The variant that was chosen, one of [`Op::variants`]; `None` where the op's rules decide.
+    pub fn choice(&self) -> Option<&'a str> {
+        self.choice
     }
 
     /// Number of inputs.

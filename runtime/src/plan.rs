@@ -1,12 +1,15 @@
 //! The plan of a graph on an adapter: which nodes run, what they are lowered to, and where every tensor lives.
 //! Made without a GPU; everything that can go wrong with shapes, limits or memory goes wrong here.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
+use std::sync::Arc;
 
 use crate::caps::Caps;
+use crate::choice::Choices;
 use crate::graph::{Graph, Node, Storage, VIEW_ALIGNMENT};
 use crate::kernel::Access;
+use crate::memory::{IN_FLIGHT, Memory, parameter_layout};
 use crate::op::{Cost, Dispatch, Lowered, Lowering, Operand, TensorId};
 use crate::slots;
 use crate::{Error, Result};
@@ -46,33 +49,13 @@ pub struct Step {
     pub workspaces: Vec<(Place, u64)>,
 }
 
-/// Bytes of GPU memory by kind.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Memory {
-    /// Persistent tensors by category.
-    pub persistent: BTreeMap<&'static str, u64>,
-    /// Inputs that the host writes.
-    pub inputs: u64,
-    /// Slots, shared by activations, gradients of activations and workspaces.
-    pub slots: u64,
-    /// What the slots would take if no two tensors shared one.
-    pub without_sharing: u64,
-    /// Parameter blocks.
-    pub parameters: u64,
-}
-
-impl Memory {
-    /// All of it.
-    pub fn total(&self) -> u64 {
-        self.persistent.values().sum::<u64>() + self.inputs + self.slots + self.parameters
-    }
-}
-
 /// How to plan.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PlanOptions {
     /// Give every tensor a slot of its own. For finding faults.
     pub no_sharing: bool,
+    /// Which variants of ops to take, where their rules are not to decide.
+    pub choices: Arc<Choices>,
 }
 
 /// A graph, ordered, lowered and placed.
@@ -128,12 +111,9 @@ impl Plan {
         let mut workspace_lives: Vec<Vec<usize>> = Vec::new();
         for (position, &index) in live.iter().enumerate() {
             let node = &graph.nodes()[index];
-            let lowered = Lowering::run(
-                node.op.as_ref(),
-                caps,
-                &graph.descs(&node.inputs),
-                &graph.descs(&node.outputs),
-            )?;
+            let (inputs, outputs) = (graph.descs(&node.inputs), graph.descs(&node.outputs));
+            let choice = options.choices.of(node.op.as_ref(), &inputs);
+            let lowered = Lowering::run_choice(node.op.as_ref(), caps, &inputs, &outputs, choice)?;
             check_bindings(graph, node, &lowered, caps)?;
             check_aliases(graph, node, &lowered, caps)?;
             for &id in &node.outputs {
@@ -225,14 +205,16 @@ impl Plan {
             }
         }
 
-        let mut memory = Memory { inputs: input_bytes, slots: slots.iter().sum(), ..Memory::default() };
-        memory.without_sharing = lifetimes.iter().map(|life| life.bytes).sum();
-        memory.parameters = steps.iter().map(|step| step.dispatches.len() as u64 * 256).sum();
-        for (_, tensor) in graph.tensors() {
-            if let Storage::Persistent(category) = tensor.storage {
-                *memory.persistent.entry(category).or_default() += tensor.desc.bytes();
-            }
-        }
+        let mut memory = Memory {
+            inputs: if input_bytes > 0 { caps.buffer_bytes(input_bytes) } else { 0 },
+            slots: slots.iter().map(|&bytes| caps.buffer_bytes(bytes)).sum(),
+            ..Memory::default()
+        };
+        memory.without_sharing = lifetimes.iter().map(|life| caps.buffer_bytes(life.bytes)).sum();
+        let (_, blocks) = parameter_layout(steps.iter().flat_map(|step| &step.dispatches));
+        memory.parameters = caps.buffer_bytes(blocks);
+        memory.count_persistent(graph, caps);
+        memory.count_staging(graph, caps, input_bytes, IN_FLIGHT);
         let plan = Self { steps, slots, input_bytes, memory, places, lifetimes };
         check_buffers(graph, &plan, caps)?;
         Ok(plan)
@@ -443,6 +425,7 @@ impl fmt::Display for Explanation<'_> {
             mib(memory.slots),
             mib(memory.without_sharing)
         )?;
+        writeln!(f, "{:>10.2} MiB parameter blocks and staging", mib(memory.parameters + memory.staging))?;
         writeln!(f, "{:>10.2} MiB total", mib(memory.total()))?;
         for (position, step) in self.plan.steps.iter().enumerate() {
             let node = &self.graph.nodes()[step.node];

@@ -11,6 +11,7 @@ use crate::counters::Counters;
 use crate::device::Device;
 use crate::flight::{Flight, Signal};
 use crate::graph::{Graph, Storage};
+use crate::memory::{IN_FLIGHT, download_layout, parameter_layout};
 use crate::op::{Dispatch, TensorId};
 use crate::pipelines::{Pipeline, PipelineSpec};
 use crate::plan::{Place, Plan, PlanOptions, Step, operand_place};
@@ -18,7 +19,7 @@ use crate::store::{Shard, Store, read_shards, shard_of};
 use crate::{DType, Error, HostTensor, Result};
 
 /// How to build a session.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct SessionOptions {
     /// How to plan.
     pub plan: PlanOptions,
@@ -31,7 +32,7 @@ pub struct SessionOptions {
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { plan: PlanOptions::default(), in_flight: 3, poison: false }
+        Self { plan: PlanOptions::default(), in_flight: IN_FLIGHT, poison: false }
     }
 }
 
@@ -89,7 +90,9 @@ impl Session {
     /// Plans `graph`, allocates its slots, and takes its persistent tensors from `store` (made there if new).
     pub fn new(graph: &Graph, store: &Store, options: SessionOptions) -> Result<Self> {
         let device = store.device().clone();
-        let plan = Plan::new(graph, device.caps(), options.plan)?;
+        let mut plan = Plan::new(graph, device.caps(), options.plan)?;
+        let in_flight = options.in_flight.max(1);
+        plan.memory.count_staging(graph, device.caps(), plan.input_bytes, in_flight);
         let copy = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let storage = wgpu::BufferUsages::STORAGE | copy;
         let mut slots = Vec::with_capacity(plan.slots.len());
@@ -115,6 +118,7 @@ impl Session {
         };
         let poison = match plan.slots.iter().max() {
             Some(&bytes) if options.poison => {
+                plan.memory.poison = device.caps().buffer_bytes(bytes);
                 let buffer = device.buffer("poison", bytes, storage)?;
                 // All bits set are NaN in either width of float.
                 let words = vec![u32::MAX; (bytes as usize).div_ceil(4)];
@@ -140,25 +144,20 @@ impl Session {
             finished: VecDeque::new(),
         };
         session.launches = session.build_launches()?;
-        session.build_flights(options.in_flight.max(1))?;
+        session.build_flights(in_flight)?;
         session.device.check()?;
         Ok(session)
     }
 
     fn build_launches(&self) -> Result<Vec<Vec<Launch>>> {
         self.device.prepare(self.plan.steps.iter().flat_map(|step| &step.dispatches).map(spec_of))?;
-        let alignment = self.device.uniform_alignment();
-        let mut blocks: Vec<u8> = Vec::new();
-        let mut offsets = Vec::new();
-        for dispatch in self.plan.steps.iter().flat_map(|step| &step.dispatches) {
-            let offset = (blocks.len() as u64).next_multiple_of(alignment);
-            blocks.resize(offset as usize, 0);
-            blocks.extend_from_slice(&dispatch.params);
-            // A uniform struct is as large as its fields, rounded up to 16 bytes.
-            blocks.resize(blocks.len().next_multiple_of(16), 0);
-            offsets.push((offset, (blocks.len() as u64 - offset).max(16)));
+        let dispatches = || self.plan.steps.iter().flat_map(|step| &step.dispatches);
+        let (offsets, length) = parameter_layout(dispatches());
+        let mut blocks = vec![0; length as usize];
+        for (dispatch, &(first, _)) in dispatches().zip(&offsets) {
+            let block = blocks.get_mut(first as usize..).unwrap_or_default();
+            block.iter_mut().zip(&dispatch.params).for_each(|(to, byte)| *to = *byte);
         }
-        blocks.resize(blocks.len().max(16), 0);
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let uniforms = self.device.buffer("parameter blocks", blocks.len() as u64, usage)?;
         self.device.queue.write_buffer(&uniforms, 0, &blocks);
@@ -221,11 +220,8 @@ impl Session {
     }
 
     fn build_flights(&mut self, count: usize) -> Result<()> {
-        let mut bytes = 0u64;
-        for &id in self.graph.fetched() {
-            self.download_offsets.push(bytes);
-            bytes += self.graph.tensor(id).desc.bytes().next_multiple_of(8);
-        }
+        let (offsets, bytes) = download_layout(&self.graph);
+        self.download_offsets = offsets;
         for _ in 0..count {
             let staging = |label: &str, bytes: u64, usage, map| -> Result<_> {
                 if bytes == 0 {

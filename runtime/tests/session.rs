@@ -95,7 +95,7 @@ fn a_planned_session_computes_what_the_references_compute() {
     let device = device();
     for no_sharing in [false, true] {
         let store = Store::new(&device);
-        let plan = PlanOptions { no_sharing };
+        let plan = PlanOptions { no_sharing, ..PlanOptions::default() };
         let options = SessionOptions { plan, poison: true, ..SessionOptions::default() };
         let mut session = Session::new(&graph, &store, options).unwrap();
         write_slopes(&store, 4);
@@ -157,6 +157,37 @@ fn dead_nodes_do_not_run() {
     let live = Plan::new(&graph, &Caps::WEBGPU, PlanOptions::default()).unwrap().steps.len();
     add::add(&mut graph, x, x).unwrap();
     assert_eq!(Plan::new(&graph, &Caps::WEBGPU, PlanOptions::default()).unwrap().steps.len(), live);
+}
+
+#[test]
+fn what_is_planned_is_what_the_driver_counts() {
+    // Devices of their own, since what other tests allocate is counted as well. The table is in several buffers on the second.
+    for (max_buffer_bytes, in_flight, poison) in [(None, 3, false), (Some(1 << 14), 1, true)] {
+        let device = Device::open(&DeviceOptions { max_buffer_bytes, ..DeviceOptions::default() }).unwrap();
+        device.finish().unwrap();
+        let before = device.buffer_bytes();
+        let Chain { mut graph, x, slopes, loss } = chain(5);
+        let table = graph.persistent("table", TensorDesc::f32([200, 37]), "tables").unwrap();
+        graph.keep(table);
+        backward(&mut graph, loss, &slopes).unwrap().into_iter().for_each(|id| graph.fetch(id));
+        let store = Store::new(&device);
+        let options = SessionOptions { in_flight, poison, ..SessionOptions::default() };
+        let mut session = Session::new(&graph, &store, options).unwrap();
+        write_slopes(&store, 5);
+        for _ in 0..4 {
+            session.run(&[(x, &drawn([6, 5], 1.0, 1))]).unwrap();
+        }
+        let planned = session.plan().memory.clone();
+        assert_eq!(device.buffer_bytes() - before, planned.total(), "{planned:?}");
+        assert_eq!(planned.poison > 0, poison);
+        if !poison {
+            let plan = Plan::new(&graph, device.caps(), PlanOptions::default()).unwrap();
+            assert_eq!(plan.memory, planned, "without a device as with one");
+        }
+        drop((session, store));
+        device.finish().unwrap();
+        assert_eq!(device.buffer_bytes(), before, "all of it is freed");
+    }
 }
 
 #[test]

@@ -48,6 +48,9 @@ pub struct Bench {
     /// Any other key of a configuration, such as head.kind=arcface
     #[arg(long, value_name = "KEY=VALUE", conflicts_with = "loader")]
     set: Vec<String>,
+    /// Take the kernels that the rules choose, measured or not
+    #[arg(long, conflicts_with = "loader")]
+    no_autotune: bool,
     /// Measure the loader, on the images of a folder or a .rec file if one is named
     #[arg(long, value_name = "PATH", num_args = 0..=1)]
     loader: Option<Option<PathBuf>>,

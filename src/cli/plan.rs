@@ -3,10 +3,11 @@
 use std::fmt::{self, Display};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use epl_runtime::{Caps, Error as RuntimeError};
+use epl_runtime::{Caps, Choices, Error as RuntimeError};
 use indicatif::HumanDuration;
 use serde::Serialize;
 
@@ -16,8 +17,10 @@ use super::{Context, Verdict};
 use crate::config::Config;
 use crate::data::{self, Options};
 use crate::head::HeadForm;
+use crate::train::kernels::known;
 use crate::train::measure::{RunSeconds, StepSeconds, measure_run};
-use crate::train::plan::{RunPlan, plan};
+use crate::train::plan::{RunPlan, Target, plan_for, resolve_form};
+use crate::train::trainer::spec_of;
 use crate::{Error, Result};
 
 const EXAMPLES: &str = "\
@@ -54,7 +57,7 @@ pub struct Plan {
 
 impl Plan {
     pub fn run(&self, context: &Context) -> Result<Verdict> {
-        let config = Config::load(&self.config, &self.overrides.set)?;
+        let config = Config::load(&self.config, &self.overrides.all())?;
         let (classes, images) = self.size_of_data(&config)?;
         let (device, caps) = match context.open() {
             Ok(device) => {
@@ -68,9 +71,19 @@ impl Plan {
             }
             Err(error) => return Err(error),
         };
-        let plan = plan(&config, classes, &caps, self.memory)?;
+        let kernels = match &device {
+            Some(device) => {
+                let config = resolve_form(&config, classes, &caps)?;
+                known(&config, &spec_of(&config, classes)?, device)?
+            }
+            None => Choices::new(),
+        };
+        let target = Target { caps: &caps, choices: Arc::new(kernels) };
+        let plan = plan_for(&config, classes, &target, self.memory)?;
         let time = match (self.measure, &device) {
-            (Some(steps), Some(device)) => Some(measure_run(&config, classes, images, device, steps.get())?),
+            (Some(steps), Some(device)) => {
+                Some(measure_run(&config, classes, images, device, steps.get(), &mut |line| note(line))?)
+            }
             (Some(_), None) => {
                 return Err(Error::usage(
                     "without an adapter no step can be measured",

@@ -48,7 +48,22 @@ pub struct Overrides {
     /// Use VALUE for the dotted KEY instead of what the file says; may be given more than once
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+    /// Take the kernels that the rules choose, measured or not: train.autotune=off
+    #[arg(long)]
+    pub no_autotune: bool,
 }
+
+impl Overrides {
+    /// Every change, as KEY=VALUE.
+    pub fn all(&self) -> Vec<String> {
+        let mut all = self.set.clone();
+        all.extend(self.no_autotune.then(|| NO_AUTOTUNE.to_owned()));
+        all
+    }
+}
+
+/// What `--no-autotune` stands for.
+pub const NO_AUTOTUNE: &str = "train.autotune=off";
 
 /// How the run ended.
 #[derive(Debug, Serialize)]
@@ -75,7 +90,7 @@ struct Summary {
 
 impl Train {
     pub fn run(&self, context: &Context) -> Result<Verdict> {
-        let config = Config::load(&self.config, &self.overrides.set)?;
+        let config = Config::load(&self.config, &self.overrides.all())?;
         let out = config.train.out.clone();
         let options =
             RunOptions { resume: self.resume, started: Some(context.started), ..RunOptions::default() };
@@ -114,6 +129,9 @@ impl Train {
         let mut command = format!("epl train {}", quoted(&self.config.to_string_lossy()));
         for set in &self.overrides.set {
             command += &format!(" --set {}", quoted(set));
+        }
+        if self.overrides.no_autotune {
+            command += " --no-autotune";
         }
         command + " --resume"
     }

@@ -2,11 +2,11 @@
 
 use std::collections::VecDeque;
 
-use epl_runtime::{DType, Graph, HostTensor, Session, SessionOptions};
+use epl_runtime::{DType, Graph, HostTensor, Session};
 use rayon::prelude::*;
 
 use crate::data::Image;
-use crate::model::Model;
+use crate::model::{Model, ModelSpec};
 use crate::nn::input::{Images, packed_bytes, record_images};
 use crate::nn::record::Mode;
 use crate::{Error, Result};
@@ -18,6 +18,20 @@ pub struct Embedder {
     batch: usize,
     size: [usize; 2],
     dimension: usize,
+}
+
+/// The backbone of `spec` recorded for evaluation in batches of `batch`.
+///
+/// # Errors
+/// A network that is impossible.
+pub fn record_embedder(spec: &ModelSpec, batch: usize) -> Result<(Graph, Images)> {
+    let mut graph = Graph::new();
+    let parameters = spec.parameters.declare(&mut graph)?;
+    let images = record_images(&mut graph, batch, spec.network.input)?;
+    let normalized = images.normalized(&mut graph, 0, batch, DType::F32)?;
+    let embedding = spec.network.record(&mut graph, &parameters, normalized, Mode::Evaluate)?;
+    graph.fetch(embedding);
+    Ok((graph, images))
 }
 
 impl Embedder {
@@ -37,13 +51,8 @@ impl Embedder {
 
     fn with_batch(model: &Model, batch: usize) -> Result<Self> {
         let network = &model.spec.network;
-        let mut graph = Graph::new();
-        let parameters = model.spec.parameters.declare(&mut graph)?;
-        let images = record_images(&mut graph, batch, network.input)?;
-        let normalized = images.normalized(&mut graph, 0, batch, DType::F32)?;
-        let embedding = network.record(&mut graph, &parameters, normalized, Mode::Evaluate)?;
-        graph.fetch(embedding);
-        let session = Session::new(&graph, &model.store, SessionOptions::default())?;
+        let (graph, images) = record_embedder(&model.spec, batch)?;
+        let session = Session::new(&graph, &model.store, model.session_options())?;
         Ok(Self { session, images, batch, size: network.input, dimension: network.embedding })
     }
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use epl_runtime::inspect::profile;
-use epl_runtime::{Device, Session, SessionOptions};
+use epl_runtime::tune::TuneOptions;
+use epl_runtime::{Device, Session};
 use rand::Rng;
 use rand_pcg::Pcg64;
 use serde::Serialize;
@@ -16,7 +17,8 @@ use crate::data::Batch;
 use crate::head::sampling::ClassSampler;
 use crate::model::Model;
 use crate::nn::input::packed_bytes;
-use crate::train::plan::{explain_memory, plan, resolve_form};
+use crate::train::kernels;
+use crate::train::plan::{explain_memory, resolve_form};
 use crate::train::start::{StartClock, StartSeconds};
 use crate::train::step::{ScaleState, StepInputs, class_sampler, record_step};
 use crate::train::trainer::{spec_of, step_options};
@@ -60,13 +62,14 @@ pub fn measure_run(
     images: Option<usize>,
     device: &Arc<Device>,
     steps: usize,
+    say: &mut dyn FnMut(&str),
 ) -> Result<RunSeconds> {
     let config = &resolve_form(config, classes, device.caps())?;
     let train = &config.train;
     // Epochs before the branch starts.
     let plain = config.head.epl.map_or(train.epochs, |epl| (epl.start_epoch - 1).min(train.epochs));
-    let measure = |empirical: bool, wanted: bool| {
-        wanted.then(|| measure_step(config, classes, device, empirical, steps)).transpose()
+    let mut measure = |empirical: bool, wanted: bool| {
+        wanted.then(|| measure_step(config, classes, device, empirical, steps, say)).transpose()
     };
     let step = measure(false, plain > 0)?;
     let step_with_epl = measure(true, plain < train.epochs)?;
@@ -124,15 +127,17 @@ pub fn profile_step(
     classes: usize,
     device: &Arc<Device>,
     steps: usize,
+    say: &mut dyn FnMut(&str),
 ) -> Result<StepProfile> {
     let mut clock = StartClock::since(Instant::now());
     let mut start = StartSeconds::default();
     let config = &resolve_form(config, classes, device.caps())?;
     start.plan = clock.lap();
-    let mut measured = Measured::new(config, classes, device, config.head.epl.is_some())?;
+    let mut measured = Measured::new(config, classes, device, config.head.epl.is_some(), say)?;
     let counted = device.counters();
     start.model = measured.model_seconds;
-    start.session = clock.lap() - start.model;
+    start.tune = measured.tune_seconds;
+    start.session = clock.lap() - start.model - start.tune;
     start.pipelines = counted.compiled_nanoseconds as f64 * 1e-9;
     start.pipelines_compiled = counted.pipelines;
     start.first_step = clock.total();
@@ -166,7 +171,7 @@ pub fn profile_step(
         flops: session.plan().cost(session.graph()).flops,
         launches: session.plan().dispatches(),
         start,
-        peak_bytes: plan(config, classes, device.caps(), None)?.peak_bytes,
+        peak_bytes: session.plan().memory.total(),
     })
 }
 
@@ -176,8 +181,9 @@ fn measure_step(
     device: &Arc<Device>,
     empirical: bool,
     steps: usize,
+    say: &mut dyn FnMut(&str),
 ) -> Result<StepSeconds> {
-    Measured::new(config, classes, device, empirical)?.steps(steps.max(1))
+    Measured::new(config, classes, device, empirical, say)?.steps(steps.max(1))
 }
 
 /// A step that is measured.
@@ -186,6 +192,8 @@ struct Measured<'a> {
     classes: usize,
     inputs: StepInputs,
     sampler: Option<ClassSampler>,
+    /// What measuring kernels took.
+    tune_seconds: f64,
     /// What making the model took.
     model_seconds: f64,
     /// The session keeps the model's parameters alive.
@@ -193,20 +201,31 @@ struct Measured<'a> {
 }
 
 impl<'a> Measured<'a> {
-    fn new(config: &'a Config, classes: usize, device: &Arc<Device>, empirical: bool) -> Result<Self> {
+    fn new(
+        config: &'a Config,
+        classes: usize,
+        device: &Arc<Device>,
+        empirical: bool,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<Self> {
         let explain = |error: crate::Error| explain_memory(error, config, classes, device.caps());
         let options = step_options(config, empirical);
         let started = Instant::now();
-        let model = Model::new(spec_of(config, classes)?, device, config.train.seed).map_err(explain)?;
+        let spec = spec_of(config, classes)?;
+        let choices = kernels::choose(config, &spec, device, &TuneOptions::default(), say)?;
+        let tune_seconds = started.elapsed().as_secs_f64();
+        let started = Instant::now();
+        let mut model = Model::new(spec, device, config.train.seed).map_err(explain)?;
+        model.choices = Arc::new(choices);
         let model_seconds = started.elapsed().as_secs_f64();
         let recorded = record_step(&model.spec, &options)?;
-        let session = Session::new(&recorded.graph, &model.store, SessionOptions::default())
+        let session = Session::new(&recorded.graph, &model.store, model.session_options())
             .map_err(|error| explain(error.into()))?;
         if options.precision == Precision::Mixed {
             ScaleState::INITIAL.write(&model.store)?;
         }
         let sampler = class_sampler(&model.spec, &options);
-        Ok(Self { config, classes, inputs: recorded.inputs, sampler, model_seconds, session })
+        Ok(Self { config, classes, inputs: recorded.inputs, sampler, tune_seconds, model_seconds, session })
     }
 
     /// The time of `steps` steps, after one more.

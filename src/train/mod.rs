@@ -3,18 +3,21 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use epl_runtime::Device;
+use epl_runtime::tune::TuneOptions;
+use epl_runtime::{Choices, Device};
 
 use crate::checkpoint::{Checkpoint, Checkpoints};
 use crate::config::Config;
 use crate::data::{self, Dataset};
 use crate::eval::pairs::PairSet;
+use crate::model::ModelSpec;
 use crate::{Error, Result};
 
 pub mod epoch;
 pub mod events;
 pub mod folder;
 pub mod histogram;
+pub mod kernels;
 pub mod measure;
 pub mod metrics;
 mod nonfinite;
@@ -34,7 +37,7 @@ pub mod trainer;
 pub use events::{Console, Observer, Silent};
 pub use folder::RunFolder;
 use start::StartClock;
-use state::TrainingState;
+use state::{TrainingState, device_names};
 
 pub use run::{Outcome, Stop};
 pub use start::StartSeconds;
@@ -114,17 +117,31 @@ fn train(
     sets: Vec<PairSet>,
     options: &RunOptions,
     observer: &mut dyn Observer,
-    start: (StartClock, StartSeconds),
+    clock: (StartClock, StartSeconds),
 ) -> Result<Outcome> {
-    // The model comes first: whatever is wrong with the configuration leaves no folder behind,
-    // and the run that is to be replaced as it was.
-    let mut trainer = Trainer::started(config, device, dataset, sets, start)?;
-    let config = trainer.config().clone();
+    config.validate()?;
     RunFolder::check_free(&config.train.out)?;
     let checkpoints = Checkpoints::of(&config.train.out);
     let mut start: Option<Checkpoint<TrainingState>> = None;
     if options.resume {
         start = checkpoints.newest(|error| observer.message(&format!("warning: passed over: {error}")))?;
+    }
+    // A run goes on with the kernels that it was started with, unless it is on another device, where they mean nothing.
+    let kernels = start
+        .as_ref()
+        .filter(|start| start.body.device == device_names(device))
+        .map(|start| start.body.kernels.clone().into_iter().collect::<Choices>());
+    let mut choose = |config: &Config, spec: &ModelSpec| match kernels.clone() {
+        Some(kernels) => Ok(kernels),
+        None => {
+            kernels::choose(config, spec, device, &TuneOptions::default(), &mut |line| observer.message(line))
+        }
+    };
+    // The model comes first: whatever is wrong with the configuration leaves no folder behind,
+    // and the run that is to be replaced as it was.
+    let mut trainer = Trainer::started(config, device, dataset, sets, clock, &mut choose)?;
+    let config = trainer.config().clone();
+    if options.resume {
         if start.is_none() {
             let folder = checkpoints.folder().display();
             observer.message(&format!("there is no checkpoint in {folder} yet: starting from the beginning"));

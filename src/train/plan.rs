@@ -1,16 +1,18 @@
 //! What a training run will need, before anything is allocated.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use epl_runtime::op::Cost;
-use epl_runtime::{Caps, Plan, PlanOptions};
+use epl_runtime::{Caps, Choices, Plan, PlanOptions};
 use serde::Serialize;
 
 use crate::config::{Config, Precision};
+use crate::eval::embedder::record_embedder;
 use crate::head::HeadForm;
 use crate::head::sampling::ClassSampler;
 use crate::train::step::{StepOptions, record_step};
-use crate::train::trainer::{spec_of, step_options};
+use crate::train::trainer::{EVALUATION_BATCH, spec_of, step_options};
 use crate::{Error, Result};
 
 /// The figures of `epl plan`, named as in its JSON.
@@ -26,7 +28,7 @@ pub struct RunPlan {
     pub classes_per_step: usize,
     /// Floating-point operations of a training step.
     pub flops_per_step: f64,
-    /// Peak bytes of GPU memory.
+    /// Peak bytes of GPU memory, to the byte what a run allocates: its step, and the evaluation beside it.
     pub peak_bytes: u64,
     /// The same by kind.
     pub bytes: BTreeMap<&'static str, u64>,
@@ -48,8 +50,33 @@ struct Planned {
     form: HeadForm,
 }
 
+/// What is planned for.
+pub struct Target<'a> {
+    /// What the adapter can do.
+    pub caps: &'a Caps,
+    /// Which kernels are taken, where the rules of ops are not to decide.
+    pub choices: Arc<Choices>,
+}
+
+impl<'a> Target<'a> {
+    /// An adapter with `caps`, with the kernels of the rules.
+    pub fn by_rule(caps: &'a Caps) -> Self {
+        Self { caps, choices: Arc::default() }
+    }
+
+    fn options(&self) -> PlanOptions {
+        PlanOptions { choices: self.choices.clone(), ..PlanOptions::default() }
+    }
+}
+
 /// Plans a step of `config` with a batch of `batch` in one form of the head.
-fn plan_form(config: &Config, classes: usize, caps: &Caps, batch: usize, form: HeadForm) -> Result<Planned> {
+fn plan_form(
+    config: &Config,
+    classes: usize,
+    target: &Target<'_>,
+    batch: usize,
+    form: HeadForm,
+) -> Result<Planned> {
     let mut spec = spec_of(config, classes)?;
     if let Some(head) = &mut spec.head {
         head.settings.form = form;
@@ -57,7 +84,7 @@ fn plan_form(config: &Config, classes: usize, caps: &Caps, batch: usize, form: H
     let empirical = config.head.epl.is_some();
     let options = StepOptions { batch, ..step_options(config, empirical) };
     let recorded = record_step(&spec, &options)?;
-    let plan = Plan::new(&recorded.graph, caps, PlanOptions::default())?;
+    let plan = Plan::new(&recorded.graph, target.caps, target.options())?;
     Ok(Planned { cost: plan.cost(&recorded.graph), plan, parameters: spec.trained_elements(), form })
 }
 
@@ -85,12 +112,12 @@ fn balance(caps: &Caps) -> f64 {
 fn plan_batch(
     config: &Config,
     classes: usize,
-    caps: &Caps,
+    target: &Target<'_>,
     batch: usize,
     memory: Option<u64>,
 ) -> Result<Planned> {
     let settings = &config.head;
-    let plan = |form| plan_form(config, classes, caps, batch, form);
+    let plan = |form| plan_form(config, classes, target, batch, form);
     if settings.form != HeadForm::Auto {
         return plan(settings.form);
     }
@@ -101,7 +128,7 @@ fn plan_batch(
         return plan(HeadForm::Materialized);
     }
     let fits = |planned: &Planned| memory.is_none_or(|limit| planned.plan.memory.total() <= limit);
-    let time = |planned: &Planned| planned.cost.flops / balance(caps) + planned.cost.bytes;
+    let time = |planned: &Planned| planned.cost.flops / balance(target.caps) + planned.cost.bytes;
     match (plan(HeadForm::Materialized), plan(HeadForm::Tiled)) {
         (Ok(all), Ok(tiled)) => {
             let better = fits(&all) && (!fits(&tiled) || time(&all) <= time(&tiled));
@@ -118,7 +145,7 @@ fn plan_batch(
 /// Where no form fits the adapter's limits: what [`plan`] says then. Where the network is impossible.
 pub fn resolve_form(config: &Config, classes: usize, caps: &Caps) -> Result<Config> {
     check_precision(config, caps)?;
-    let form = match plan_batch(config, classes, caps, config.train.batch_size, None) {
+    let form = match plan_batch(config, classes, &Target::by_rule(caps), config.train.batch_size, None) {
         Ok(planned) => planned.form,
         Err(error) => return Err(plan(config, classes, caps, None).err().unwrap_or(error)),
     };
@@ -128,11 +155,11 @@ pub fn resolve_form(config: &Config, classes: usize, caps: &Caps) -> Result<Conf
 }
 
 /// What makes a step fit that is over the adapter's limits: the tiled form where that is it, or a smaller batch.
-fn remedy(config: &Config, classes: usize, caps: &Caps, fits: impl Fn(usize) -> bool) -> String {
+fn remedy(config: &Config, classes: usize, target: &Target<'_>, fits: impl Fn(usize) -> bool) -> String {
     let mut tiled = config.clone();
     tiled.head.form = HeadForm::Tiled;
     tiled.model.embedding = config.model.embedding.next_multiple_of(4);
-    if tiled != *config && plan_batch(&tiled, classes, caps, config.train.batch_size, None).is_ok() {
+    if tiled != *config && plan_batch(&tiled, classes, target, config.train.batch_size, None).is_ok() {
         return match tiled.model.embedding {
             length if length == config.model.embedding => "set head.form = \"tiled\"".to_string(),
             length => format!(
@@ -150,17 +177,28 @@ fn remedy(config: &Config, classes: usize, caps: &Caps, fits: impl Fn(usize) -> 
 /// Plans the run that `config` describes for `classes` identities on an adapter with `caps`. The larger of the two
 /// step graphs counts: that with the empirical branch, where the head has EPL.
 pub fn plan(config: &Config, classes: usize, caps: &Caps, memory: Option<u64>) -> Result<RunPlan> {
+    plan_for(config, classes, &Target::by_rule(caps), memory)
+}
+
+/// [`plan`] with kernels that were chosen by measuring.
+pub fn plan_for(
+    config: &Config,
+    classes: usize,
+    target: &Target<'_>,
+    memory: Option<u64>,
+) -> Result<RunPlan> {
+    let caps = target.caps;
     config.validate()?;
     check_precision(config, caps)?;
     let batch = config.train.batch_size;
     let fits = |batch: usize| -> bool {
         // A plan that fails for its limits does not fit; other failures are reported by the plan below.
-        plan_batch(config, classes, caps, batch, memory)
+        plan_batch(config, classes, target, batch, memory)
             .is_ok_and(|planned| memory.is_none_or(|limit| planned.plan.memory.total() <= limit))
     };
-    let Planned { plan, cost, parameters, form } = match plan_batch(config, classes, caps, batch, memory) {
+    let Planned { plan, cost, parameters, form } = match plan_batch(config, classes, target, batch, memory) {
         Err(Error::Runtime(epl_runtime::Error::Limit { what, .. })) => {
-            let hint = remedy(config, classes, caps, fits);
+            let hint = remedy(config, classes, target, fits);
             return Err(Error::Runtime(epl_runtime::Error::Limit { what, hint }));
         }
         other => other?,
@@ -171,34 +209,58 @@ pub fn plan(config: &Config, classes: usize, caps: &Caps, memory: Option<u64>) -
     };
     let half = (batch / 2).max(2);
     let activation = if half < batch {
-        per_image(&plan_form(config, classes, caps, half, form)?.plan, half)
+        per_image(&plan_form(config, classes, target, half, form)?.plan, half)
     } else {
         plan.memory.slots / batch as u64
     };
+    let evaluation = evaluation_bytes(config, classes, target)?;
     let persistent = |category: &str| plan.memory.persistent.get(category).copied().unwrap_or(0);
-    let bytes = BTreeMap::from([
+    let mut bytes = BTreeMap::from([
         ("weights", persistent("weights") + persistent("statistics")),
         ("optimizer", persistent("optimizer")),
         ("gradients", persistent("gradients")),
         ("prototypes", persistent("prototypes")),
         ("activations", plan.memory.slots),
-        ("workspace", plan.memory.inputs + plan.memory.parameters),
+        ("workspace", plan.memory.inputs + plan.memory.parameters + plan.memory.staging),
     ]);
+    if evaluation > 0 {
+        bytes.insert("evaluation", evaluation);
+    }
     Ok(RunPlan {
         parameters,
         head_form: form,
         head_form_to_be_set: memory.is_some()
-            && plan_batch(config, classes, caps, batch, None).is_ok_and(|planned| planned.form != form),
+            && plan_batch(config, classes, target, batch, None).is_ok_and(|planned| planned.form != form),
         classes_per_step: ClassSampler::new(classes, batch, config.head.sample_rate, config.train.seed)
             .map_or(classes, |sampler| sampler.count()),
         flops_per_step: cost.flops,
-        peak_bytes: plan.memory.total(),
+        peak_bytes: plan.memory.total() + evaluation,
         bytes,
         activation_bytes_per_image: activation,
         max_batch: largest(fits),
         dispatches: plan.dispatches(),
         without_sharing: plan.memory.without_sharing,
     })
+}
+
+/// Bytes that the evaluation at an epoch's end takes beside the training step: its activations; the weights are the same. Of
+/// the batch that [`Embedder::new`](crate::eval::embedder::Embedder::new) will take as far as limits decide on it.
+fn evaluation_bytes(config: &Config, classes: usize, target: &Target<'_>) -> Result<u64> {
+    if config.train.eval.is_empty() {
+        return Ok(0);
+    }
+    let spec = spec_of(config, classes)?;
+    let mut batch = EVALUATION_BATCH;
+    loop {
+        let (graph, _) = record_embedder(&spec, batch)?;
+        match Plan::new(&graph, target.caps, target.options()) {
+            Err(epl_runtime::Error::Limit { .. }) if batch > 1 => batch /= 2,
+            planned => {
+                let memory = planned?.memory;
+                return Ok(memory.total() - memory.persistent.values().sum::<u64>());
+            }
+        }
+    }
 }
 
 /// An error, with what the whole run needs and what would fit where it is one of memory.

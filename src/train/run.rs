@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use epl_runtime::Choices;
+
 use crate::checkpoint::{Checkpoint, Checkpoints, producer};
 use crate::config::{LearningRate, Precision};
 use crate::data::{Batch, Stream};
@@ -19,7 +21,7 @@ use crate::train::metrics::Record;
 use crate::train::progress::{InFlight, Progress, Saved};
 use crate::train::prototypes::PrototypeWatch;
 use crate::train::start::StartSeconds;
-use crate::train::state::{Best, Fingerprint, TrainingState};
+use crate::train::state::{Best, Fingerprint, TrainingState, device_names};
 use crate::train::step::{ScaleState, StepResult};
 use crate::train::summary::eval_point;
 use crate::train::trainer::{EVALUATION_BATCH, Trainer};
@@ -123,23 +125,22 @@ impl Trainer {
         let mut changed = checkpoint.body.admits(
             &self.config,
             &Fingerprint::of(self.dataset.as_ref())?,
-            &self.device_names(),
+            &device_names(&self.device),
         )?;
         self.model.restore_training(&checkpoint.state, &checkpoint.state.path().display().to_string())?;
         let TrainingState { loss_scale, finite_steps, .. } = checkpoint.body;
         if self.config.train.precision == Precision::Mixed {
             ScaleState { scale: loss_scale as f32, finite_steps }.write(&self.model.store)?;
         }
+        let kernels: Choices = checkpoint.body.kernels.clone().into_iter().collect();
+        if kernels != *self.model.choices {
+            changed.push("the kernels were chosen otherwise".into());
+        }
         if checkpoint.producer != producer() {
             changed.push(format!("it was written by {}, this is {}", checkpoint.producer, producer()));
         }
         self.start = Some(checkpoint);
         Ok(changed)
-    }
-
-    fn device_names(&self) -> [String; 3] {
-        let description = self.device.description();
-        [description.name.clone(), description.backend.clone(), description.driver.clone()]
     }
 
     /// Trains to the end of the configuration, or until `stop` is asked for, writing into `folder`.
@@ -403,7 +404,8 @@ impl Trainer {
             best: progress.best.clone(),
             data: Fingerprint::of(self.dataset.as_ref())?,
             config: self.config.to_toml()?,
-            device: self.device_names(),
+            device: device_names(&self.device),
+            kernels: self.model.choices.iter().map(|(op, kernel)| (op.into(), kernel.into())).collect(),
         };
         let mut more = StateDict::default();
         progress.watch.save(&mut more, self.model.spec.network.embedding);

@@ -1,5 +1,8 @@
 //! What a checkpoint holds beside the tensors, and whether a run may go on from it.
 
+use std::collections::BTreeMap;
+
+use epl_runtime::Device;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Difference};
@@ -42,6 +45,15 @@ pub struct TrainingState {
     pub config: String,
     /// Adapter, backend and driver.
     pub device: [String; 3],
+    /// The kernels that were chosen by measuring, by op; see [`crate::train::kernels`].
+    #[serde(default)]
+    pub kernels: BTreeMap<String, String>,
+}
+
+/// What tells one device from another: adapter, backend and driver.
+pub fn device_names(device: &Device) -> [String; 3] {
+    let description = device.description();
+    [description.name.clone(), description.backend.clone(), description.driver.clone()]
 }
 
 /// The best evaluation of a run.
@@ -97,11 +109,12 @@ const FIXED: [&str; 11] = [
     "train.precision",
 ];
 
-/// Keys that do not change what is trained.
-const FREE: [&str; 8] = [
+/// Keys that do not change what is trained: a resumed run keeps its kernels.
+const FREE: [&str; 9] = [
     "model.init",
     "data.train",
     "data.num_classes",
+    "train.autotune",
     "train.out",
     "train.eval",
     "train.checkpoint_every",
@@ -186,6 +199,7 @@ mod tests {
             data: data(3),
             config: config().to_toml().unwrap(),
             device: DEVICE.map(String::from),
+            kernels: BTreeMap::from([("op".into(), "tiled".into())]),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use epl_runtime::{Device, Session, SessionOptions};
+use epl_runtime::{Choices, Device, Session};
 
 use crate::checkpoint::Checkpoint;
 use crate::config::{Config, NonFinite, Precision};
@@ -124,17 +124,18 @@ impl Trainer {
         dataset: Arc<dyn Dataset>,
         sets: Vec<PairSet>,
     ) -> Result<Self> {
-        let start = (StartClock::since(Instant::now()), StartSeconds::default());
-        Self::started(config, device, dataset, sets, start)
+        let clock = (StartClock::since(Instant::now()), StartSeconds::default());
+        Self::started(config, device, dataset, sets, clock, &mut |_, _| Ok(Choices::new()))
     }
 
-    /// [`Self::new`] in a start of which some time is gone already.
+    /// [`Self::new`] in a start of which some time is gone already, with the kernels that `choose` takes.
     pub(super) fn started(
         config: Config,
         device: &Arc<Device>,
         dataset: Arc<dyn Dataset>,
         sets: Vec<PairSet>,
         (mut clock, mut seconds): (StartClock, StartSeconds),
+        choose: &mut dyn FnMut(&Config, &ModelSpec) -> Result<Choices>,
     ) -> Result<Self> {
         config.validate()?;
         let loader = loader_of(&config, &dataset)?;
@@ -142,8 +143,12 @@ impl Trainer {
         seconds.data += clock.lap();
         let config = resolve_form(&config, classes, device.caps())?;
         seconds.plan = clock.lap();
-        let model = Model::new(spec_of(&config, classes)?, device, config.train.seed)
+        let spec = spec_of(&config, classes)?;
+        let choices = Arc::new(choose(&config, &spec)?);
+        seconds.tune = clock.lap();
+        let mut model = Model::new(spec, device, config.train.seed)
             .map_err(|error| explain_memory(error, &config, classes, device.caps()))?;
+        model.choices = choices;
         seconds.model = clock.lap();
         let compiled = device.counters();
         let sampler = class_sampler(&model.spec, &step_options(&config, false));
@@ -278,7 +283,7 @@ impl Trainer {
         let StepGraph { graph, inputs } =
             record_step(&self.model.spec, &step_options(&self.config, empirical))?;
         let session =
-            Session::new(&graph, &self.model.store, SessionOptions::default()).map_err(|error| {
+            Session::new(&graph, &self.model.store, self.model.session_options()).map_err(|error| {
                 let classes = self.dataset.num_classes();
                 explain_memory(error.into(), &self.config, classes, self.device.caps())
             })?;

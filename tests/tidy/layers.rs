@@ -23,9 +23,9 @@ pub const CRATES: [Crate; 2] = [
         layers: &[
             &["shape", "dtype", "host", "error"],
             &["buffer", "caps", "counters", "device", "kernel", "pipeline_file", "pipelines", "store"],
-            &["op", "case", "ops"],
-            &["graph", "autodiff", "plan", "slots", "flight", "session"],
-            &["interpret", "inspect", "check"],
+            &["op", "case", "choice", "ops"],
+            &["graph", "autodiff", "memory", "plan", "slots", "flight", "session"],
+            &["interpret", "inspect", "check", "tune"],
         ],
     },
     Crate {

@@ -240,7 +240,7 @@ fn a_training_step_shares_its_memory() {
         let ratio = memory.slots as f64 / memory.without_sharing as f64;
         println!("{}: {ratio:.3} of {} bytes", config.model.arch, memory.without_sharing);
         assert!(ratio < share, "{ratio} of what it takes without sharing");
-        let unshared = plan(&config, PlanOptions { no_sharing: true }).memory;
+        let unshared = plan(&config, PlanOptions { no_sharing: true, ..PlanOptions::default() }).memory;
         assert_eq!(unshared.slots, unshared.without_sharing);
         assert_eq!(unshared.without_sharing, memory.without_sharing);
     }

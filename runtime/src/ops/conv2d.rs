@@ -5,13 +5,15 @@
 //! `OH = (H + top + bottom - KH) / stride + 1`, rounded down. Input and output channels are divided into `groups`, each
 //! a convolution of its own. x and weight are both f32 or both f16, and so is y; the sums are f32.
 
+use std::sync::Arc;
+
+use crate::caps::Caps;
 use crate::case::{Case, OpEntry};
 use crate::host::Array;
 use crate::kernel::{Kernel, ParamBlock, read, write};
 use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_many, push_one};
 use crate::ops::batch_norm::{STATS, STATS_VEC4};
 use crate::ops::channels::{Channels, PAD};
-use crate::ops::conv2d_cases;
 use crate::ops::conv2d_grad_input::Conv2dGradInput;
 use crate::ops::conv2d_grad_weight::Conv2dGradWeight;
 use crate::ops::convolution::{
@@ -19,6 +21,7 @@ use crate::ops::convolution::{
 };
 use crate::ops::depthwise::{self, DEPTHWISE};
 use crate::ops::moments::{self, Parts};
+use crate::ops::{conv2d_cases, conv2d_variants};
 use crate::{Error, Result, TensorDesc};
 
 static DIRECT: Kernel = Kernel {
@@ -84,7 +87,7 @@ impl Conv2d {
     /// Dispatches the convolution; gives parts of the rows whose moments it leaves, where it does and they are asked for.
     fn lower_convolution(&self, lowering: &mut Lowering<'_>) -> Result<Option<Parts>> {
         let geometry = Geometry::of(self, &lowering.input(0)?.shape, &lowering.input(1)?.shape).flattened();
-        let path = geometry.path(self.variant, lowering.caps());
+        let path = geometry.path(conv2d_variants::chosen(self.variant, lowering), lowering.caps());
         let (x, weight, y) = (Operand::Input(0), Operand::Input(1), Operand::Output(0));
         if path == Path::Direct {
             let len = geometry.out_pixels() * geometry.out_channels();
@@ -143,6 +146,19 @@ impl Op for Conv2d {
             Some(parts) => moments::lower_combine(lowering, shape, y, parts, false, moments),
             None => moments::lower_pass(lowering, shape, y, moments),
         }
+    }
+
+    fn variants(&self, caps: &Caps, inputs: &[TensorDesc]) -> Vec<String> {
+        let [x, weight] = inputs else { return Vec::new() };
+        let geometry = Geometry::of(self, &x.shape, &weight.shape).flattened();
+        conv2d_variants::names(self.variant, &geometry, caps)
+    }
+
+    fn smaller(&self, inputs: &[TensorDesc]) -> Option<(Arc<dyn Op>, Vec<TensorDesc>)> {
+        let [x, weight] = inputs else { return None };
+        let geometry = Geometry::of(self, &x.shape, &weight.shape);
+        let (x, ..) = conv2d_variants::smaller(self, &geometry, weight, x.dtype)?;
+        Some((Arc::new(*self), vec![x, weight.clone()]))
     }
 
     fn gradient(&self, gradient: &mut Gradient<'_>) -> Result<()> {

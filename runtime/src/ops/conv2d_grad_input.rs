@@ -9,17 +9,20 @@
 //! remainder modulo s, a *phase*. Within a phase this is a convolution of dy at stride 1 with the phase's taps in reverse
 //! order and the roles of the channels exchanged: no product is wasted, and the kernels of the forward op do the work.
 
+use std::sync::Arc;
+
+use crate::caps::Caps;
 use crate::case::{Case, OpEntry};
 use crate::host::Array;
 use crate::kernel::{Kernel, ParamBlock, read, write};
 use crate::op::{Cost, Lowering, Op, Operand};
 use crate::ops::channels::{Channels, PAD};
 use crate::ops::conv2d::{Conv2d, signed};
-use crate::ops::conv2d_cases;
 use crate::ops::convolution::{
     DirectParams, Geometry, Path, ProductParams, STRIP, SUBGROUP, TILED, lower_direct, lower_product,
 };
 use crate::ops::depthwise::{self, DEPTHWISE};
+use crate::ops::{conv2d_cases, conv2d_variants};
 use crate::{Error, Result, Shape, TensorDesc};
 
 crate::param_block! {
@@ -115,7 +118,7 @@ impl Op for Conv2dGradInput {
 
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
         let geometry = self.geometry(&lowering.input(0)?.shape, &lowering.input(1)?.shape).flattened();
-        let path = geometry.path(self.conv.variant, lowering.caps());
+        let path = geometry.path(conv2d_variants::chosen(self.conv.variant, lowering), lowering.caps());
         let (weight, dy, dx) = (Operand::Input(0), Operand::Input(1), Operand::Output(0));
         if path == Path::Direct {
             let len = geometry.in_pixels() * geometry.in_channels();
@@ -140,6 +143,19 @@ impl Op for Conv2dGradInput {
             lower_product(lowering, path, params, aligned.groups, [dy, flipped, to], false).map(drop)
         })?;
         dx_aligned.copy(lowering, to, dx, &dx_is)
+    }
+
+    fn variants(&self, caps: &Caps, inputs: &[TensorDesc]) -> Vec<String> {
+        let [weight, dy] = inputs else { return Vec::new() };
+        let geometry = self.geometry(&weight.shape, &dy.shape).flattened();
+        conv2d_variants::names(self.conv.variant, &geometry, caps)
+    }
+
+    fn smaller(&self, inputs: &[TensorDesc]) -> Option<(Arc<dyn Op>, Vec<TensorDesc>)> {
+        let [weight, dy] = inputs else { return None };
+        let geometry = self.geometry(&weight.shape, &dy.shape);
+        let (_, dy, input) = conv2d_variants::smaller(&self.conv, &geometry, weight, dy.dtype)?;
+        Some((Arc::new(Self { conv: self.conv, input }), vec![weight.clone(), dy]))
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {

@@ -8,6 +8,8 @@
 //! The result is small and the sum is long: the output pixels are split among workgroups, and the partial sums are
 //! added in a fixed order by `sum_rows`.
 
+use std::sync::Arc;
+
 use crate::caps::Caps;
 use crate::case::{Case, OpEntry};
 use crate::host::Array;
@@ -15,6 +17,7 @@ use crate::kernel::{Kernel, ParamBlock, read, write};
 use crate::op::{Cost, Lowering, Op, Operand};
 use crate::ops::channels::{Channels, PAD};
 use crate::ops::conv2d::{Conv2d, signed};
+use crate::ops::conv2d_variants::{self, Parts};
 use crate::ops::convolution::{DIRECT_WORKGROUP, Geometry, Path, subgroup_columns, tile_grid};
 use crate::ops::{conv2d_cases, depthwise, sum_rows};
 use crate::{DType, Error, Result, Shape, TensorDesc};
@@ -205,8 +208,8 @@ struct Split {
 impl Split {
     /// Parts enough to fill the adapter where each of them is `workgroups` workgroups, none trivially short, and not
     /// more memory for the partial sums of `weights` than is worth it. A function of the sizes and the kind of adapter
-    /// alone, so that sums are made in the same order on every run.
-    fn choose(caps: &Caps, geometry: &Geometry, weights: usize, workgroups: usize) -> Self {
+    /// alone, so that sums are made in the same order on every run; or `times` as many, where that was chosen.
+    fn choose(caps: &Caps, geometry: &Geometry, weights: usize, workgroups: usize, times: Parts) -> Self {
         /// Partial sums, in elements.
         const MOST: usize = 16 << 20;
         /// Elements of x and dy that a CPU keeps in a core's cache while all workgroups of a part walk them.
@@ -218,7 +221,8 @@ impl Split {
         } else {
             (usize::div_ceil(1024, workgroups), 256)
         };
-        let parts = wanted.min(pixels.div_ceil(shortest)).min(MOST / weights.max(1)).clamp(1, 1024);
+        let by_rule = wanted.min(pixels.div_ceil(shortest)).clamp(1, 1024);
+        let parts = (by_rule * times.0 / times.1).min(pixels).min(MOST / weights.max(1)).clamp(1, 1024);
         // The second stage has a workgroup for 64 weights.
         let parts = if weights.div_ceil(64) > caps.max_grid as usize { 1 } else { parts };
         let pixels_per_split = pixels.div_ceil(parts).max(1);
@@ -268,10 +272,11 @@ impl Op for Conv2dGradWeight {
 
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
         let geometry = self.geometry(&lowering.input(0)?.shape, &lowering.input(1)?.shape).flattened();
-        let path = geometry.path(self.conv.variant, lowering.caps());
+        let path = geometry.path(conv2d_variants::chosen(self.conv.variant, lowering), lowering.caps());
+        let parts = conv2d_variants::chosen_parts(self.conv.variant, lowering);
         let (x, dy, dw) = (Operand::Input(0), Operand::Input(1), Operand::Output(0));
         if path == Path::Direct {
-            return lower_direct(lowering, &geometry);
+            return lower_direct(lowering, &geometry, parts);
         }
         if path == Path::Depthwise {
             return depthwise::lower_grad_weight(lowering, &geometry, [x, dy, dw]);
@@ -291,10 +296,24 @@ impl Op for Conv2dGradWeight {
             Path::Subgroup(size) if suits_strips(&aligned) => {
                 lower_strips(lowering, size, &aligned, [x, dy, to])?
             }
-            path => lower_product(lowering, path, &aligned, [x, dy, to])?,
+            path => lower_product(lowering, path, &aligned, parts, [x, dy, to])?,
         }
         lowering.set_element(DType::F32);
         dw_aligned.copy(lowering, to, dw, &dw_is)
+    }
+
+    fn variants(&self, caps: &Caps, inputs: &[TensorDesc]) -> Vec<String> {
+        let [x, dy] = inputs else { return Vec::new() };
+        let geometry = self.geometry(&x.shape, &dy.shape).flattened();
+        conv2d_variants::names_with_parts(self.conv.variant, &geometry, caps)
+    }
+
+    fn smaller(&self, inputs: &[TensorDesc]) -> Option<(Arc<dyn Op>, Vec<TensorDesc>)> {
+        let [x, dy] = inputs else { return None };
+        let geometry = self.geometry(&x.shape, &dy.shape);
+        let weight = TensorDesc { shape: self.weight_shape(&x.shape, &dy.shape), dtype: x.dtype };
+        let (x, dy, _) = conv2d_variants::smaller(&self.conv, &geometry, &weight, x.dtype)?;
+        Some((Arc::new(*self), vec![x, dy]))
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
@@ -317,6 +336,7 @@ fn lower_product(
     lowering: &mut Lowering<'_>,
     path: Path,
     aligned: &Geometry,
+    parts: Parts,
     [x, dy, dw]: [Operand; 3],
 ) -> Result<()> {
     let (pixels, rows) = (aligned.out_pixels(), aligned.taps() * aligned.group_in);
@@ -344,7 +364,7 @@ fn lower_product(
             return Err(Error::graph("a direct gradient is no matrix product", "use its own kernel"));
         }
     };
-    let split = Split::choose(lowering.caps(), aligned, weights, row_blocks * blocks * aligned.groups);
+    let split = Split::choose(lowering.caps(), aligned, weights, row_blocks * blocks * aligned.groups, parts);
     let partial = split.target(lowering, dw, weights);
     let params = GradWeightParams {
         pixels: lowering.size(pixels)?,
@@ -416,9 +436,9 @@ fn lower_strips(
     sum_rows::lower_sum(lowering, partial, dw, partial_rows, weights, 1.0)
 }
 
-fn lower_direct(lowering: &mut Lowering<'_>, geometry: &Geometry) -> Result<()> {
+fn lower_direct(lowering: &mut Lowering<'_>, geometry: &Geometry, parts: Parts) -> Result<()> {
     let (pixels, weights) = (geometry.out_pixels(), Channels::weights(geometry).elements());
-    let split = Split::choose(lowering.caps(), geometry, weights, weights.div_ceil(DIRECT_WORKGROUP));
+    let split = Split::choose(lowering.caps(), geometry, weights, weights.div_ceil(DIRECT_WORKGROUP), parts);
     let dw = Operand::Output(0);
     let partial = split.target(lowering, dw, weights);
     let params = DirectGradWeightParams {

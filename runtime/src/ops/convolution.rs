@@ -71,6 +71,11 @@ impl Tile {
         Self::ALL.iter().find(fits).copied().unwrap_or(Self::new(32, 32, false))
     }
 
+    /// Invocations of a workgroup.
+    pub(super) fn invocations(&self) -> u32 {
+        self.rows * self.columns / 32
+    }
+
     fn row_blocks(&self, rows: usize) -> usize {
         rows.div_ceil(self.rows as usize)
     }
@@ -82,6 +87,12 @@ impl Tile {
     fn constants(&self) -> [(&'static str, f64); 3] {
         let wide = f64::from(u8::from(self.wide));
         [("ROWS", f64::from(self.rows)), ("COLUMNS", f64::from(self.columns)), ("WIDE", wide)]
+    }
+}
+
+impl std::fmt::Display for Tile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}x{}", self.rows, self.columns)
     }
 }
 

@@ -11,6 +11,8 @@
 //! A product whose output is too small to fill the adapter is split along K: each part writes its own `C`, and
 //! `sum_rows` adds them in order.
 
+use std::sync::Arc;
+
 use crate::case::{Case, OpEntry, normal};
 use crate::host::Array;
 use crate::kernel::{Kernel, ParamBlock, read, write};
@@ -90,6 +92,15 @@ pub enum Variant {
     /// multiple of 4.
     Subgroup,
 }
+
+/// The variants among which a tuner may choose, by name.
+const NAMES: [(&str, Variant); 5] = [
+    ("tiled", Variant::Tiled),
+    ("tiled scalar", Variant::TiledScalar),
+    ("large", Variant::Large),
+    ("register", Variant::Register),
+    ("subgroup", Variant::Subgroup),
+];
 
 /// Attributes of a matrix product, and the op.
 ///
@@ -195,15 +206,26 @@ impl MatMul {
         }
     }
 
+    /// Lanes of a workgroup of the subgroup kernel, where the adapter allows it.
+    fn lanes(&self, caps: &Caps) -> Option<usize> {
+        caps.subgroups
+            .filter(|sizes| sizes.min == sizes.max && (8..=caps.max_invocations).contains(&sizes.min))
+            .map(|sizes| sizes.min as usize)
+    }
+
+    /// The product with the variant that was chosen, where one was and the product was not recorded for another.
+    fn chosen(&self, lowering: &Lowering<'_>) -> Self {
+        let found = lowering.choice().filter(|_| self.variant == Variant::Auto);
+        let named = found.and_then(|name| NAMES.iter().find(|(known, _)| *known == name));
+        named.map_or(*self, |(_, variant)| Self { variant: *variant, ..*self })
+    }
+
     /// Chooses kernel and split: a function of the extents and the adapter alone.
     fn launch(&self, caps: &Caps, extents: &Extents) -> Launch {
         let Extents { m, n, k, batch, .. } = *extents;
         let aligned_a = (if self.transpose_a { m } else { k }).is_multiple_of(4);
         let aligned_b = (if self.transpose_b { k } else { n }).is_multiple_of(4);
-        let lanes = caps
-            .subgroups
-            .filter(|sizes| sizes.min == sizes.max && (8..=caps.max_invocations).contains(&sizes.min))
-            .map(|sizes| sizes.min as usize);
+        let lanes = self.lanes(caps);
         let wanted = match self.variant {
             Variant::Auto if caps.cpu => Variant::Subgroup,
             // Fewer large tiles than this would leave a large GPU idle.
@@ -350,7 +372,7 @@ impl Op for MatMul {
         let (a, b) = (&lowering.input(0)?.shape, &lowering.input(1)?.shape);
         let extents = self.fold(self.extents(a, b)?.0);
         let Extents { m, n, k, batch, batched } = extents;
-        let launch = self.launch(lowering.caps(), &extents);
+        let launch = self.chosen(lowering).launch(lowering.caps(), &extents);
         let has_bias = lowering.input(2).is_ok();
 
         // Parts that are added afterwards, each of `columns` elements.
@@ -379,6 +401,42 @@ impl Op for MatMul {
             sum_rows::lower_sum(lowering, to, Operand::Output(0), parts, columns, 1.0)?;
         }
         Ok(())
+    }
+
+    fn variants(&self, caps: &Caps, _inputs: &[TensorDesc]) -> Vec<String> {
+        if self.variant != Variant::Auto {
+            return Vec::new();
+        }
+        // One that the shapes do not allow is the general one of its family, which is tried once.
+        let lanes = self.lanes(caps);
+        let possible = |(_, variant): &&(&str, Variant)| *variant != Variant::Subgroup || lanes.is_some();
+        NAMES.iter().filter(possible).map(|(name, _)| (*name).to_owned()).collect()
+    }
+
+    fn smaller(&self, inputs: &[TensorDesc]) -> Option<(Arc<dyn Op>, Vec<TensorDesc>)> {
+        let [a, b, ..] = inputs else { return None };
+        let (Extents { m, n, k, .. }, _) = self.extents(&a.shape, &b.shape).ok()?;
+        // Half of the longest extent, as far from a multiple of four as it was.
+        let longest = m.max(n).max(k);
+        let half = longest / 2 / 4 * 4 + longest % 4;
+        if longest < 32 {
+            return None;
+        }
+        let [m, n, k] = if k == longest {
+            [m, n, half]
+        } else if m == longest {
+            [half, n, k]
+        } else {
+            [m, half, k]
+        };
+        let of = |tensor: &TensorDesc, transposed: bool, [rows, columns]: [usize; 2]| {
+            let (outer, ..) = matrices(&tensor.shape)?;
+            let inner = if transposed { [columns, rows] } else { [rows, columns] };
+            Some(TensorDesc { shape: [outer, &inner].concat().into(), dtype: tensor.dtype })
+        };
+        let mut less = vec![of(a, self.transpose_a, [m, k])?, of(b, self.transpose_b, [k, n])?];
+        less.extend(inputs.get(2).map(|bias| TensorDesc { shape: [n].into(), dtype: bias.dtype }));
+        Some((Arc::new(*self), less))
     }
 
     fn gradient(&self, gradient: &mut Gradient<'_>) -> Result<()> {

@@ -18,6 +18,7 @@ pub mod conv2d;
 mod conv2d_cases;
 pub mod conv2d_grad_input;
 pub mod conv2d_grad_weight;
+mod conv2d_variants;
 pub mod convolution;
 mod depthwise;
 pub mod dropout;

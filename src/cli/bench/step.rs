@@ -5,7 +5,9 @@ use std::num::NonZeroUsize;
 
 use serde::Serialize;
 
+use super::super::output::note;
 use super::super::output::{Align, Table, bytes};
+use super::super::train::NO_AUTOTUNE;
 use super::super::{Context, Verdict};
 use super::Bench;
 use crate::Result;
@@ -58,12 +60,13 @@ impl Bench {
             overrides.push("head.epl.start_epoch=1".into());
         }
         overrides.extend(self.set.iter().cloned());
+        overrides.extend(self.no_autotune.then(|| NO_AUTOTUNE.to_owned()));
         // A configuration needs data and a folder; neither is looked at.
         let config = Config::from_toml("data.train = \"-\"\ntrain.out = \"-\"", &overrides)?;
         let classes = self.classes.get();
         let device = context.open()?;
         let opened = context.started.elapsed().as_secs_f64();
-        let profile = profile_step(&config, classes, &device, self.steps.get())?;
+        let profile = profile_step(&config, classes, &device, self.steps.get(), &mut |line| note(line))?;
         let images = config.train.images_per_step();
         let median = profile.seconds.median;
         let ms = |seconds: f64| seconds * 1e3;

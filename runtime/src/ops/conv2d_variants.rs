@@ -1,0 +1,90 @@
+//! The variants of `conv2d` and its two gradients among which a tuner may choose, by name, and the same convolution on less.
+
+use crate::caps::Caps;
+use crate::op::Lowering;
+use crate::ops::conv2d::Conv2d;
+use crate::ops::convolution::{Geometry, Path, Tile, Variant};
+use crate::{DType, TensorDesc};
+
+/// Channels of a group up to which a direct kernel may be worth a try.
+const FEW_CHANNELS: usize = 16;
+
+/// How many times as many parts as by rule, as `(numerator, denominator)`.
+pub(super) type Parts = (usize, usize);
+
+/// Multiples of the number of parts that the gradient of the weight may be added in.
+const PARTS: [(&str, Parts); 4] =
+    [("parts x2", (2, 1)), ("parts x4", (4, 1)), ("parts /2", (1, 2)), ("parts /4", (1, 4))];
+
+/// The kernels by their names.
+fn named() -> impl Iterator<Item = (String, Variant)> {
+    let tiles = Tile::ALL.into_iter().map(|tile| (format!("tiled {tile}"), Variant::Tiled(Some(tile))));
+    let others =
+        [("subgroup", Variant::Subgroup), ("direct", Variant::Direct), ("depthwise", Variant::Depthwise)];
+    tiles.chain(others.map(|(name, variant)| (name.to_owned(), variant)))
+}
+
+/// What may be chosen for a convolution of `geometry`; nothing where it was recorded for certain kernels.
+pub(super) fn names(variant: Variant, geometry: &Geometry, caps: &Caps) -> Vec<String> {
+    if variant != Variant::Auto {
+        return Vec::new();
+    }
+    let possible = |(name, variant): (String, Variant)| {
+        // A variant that an adapter or a shape does not allow becomes another one.
+        let possible = match (variant, geometry.path(variant, caps)) {
+            (Variant::Subgroup, path) => matches!(path, Path::Subgroup(_)),
+            (Variant::Depthwise, path) => path == Path::Depthwise,
+            (Variant::Direct, _) => geometry.group_in.min(geometry.group_out) <= FEW_CHANNELS,
+            (Variant::Tiled(Some(tile)), _) => tile.invocations() <= caps.max_invocations,
+            _ => true,
+        };
+        possible.then_some(name)
+    };
+    named().filter_map(possible).collect()
+}
+
+/// As [`names`], for the gradient of the weight, whose number of parts may be chosen as well.
+pub(super) fn names_with_parts(variant: Variant, geometry: &Geometry, caps: &Caps) -> Vec<String> {
+    let mut all = names(variant, geometry, caps);
+    if !all.is_empty() {
+        all.extend(PARTS.iter().map(|(name, _)| (*name).to_owned()));
+    }
+    all
+}
+
+/// The variant that was chosen: `variant` where the op was recorded for certain kernels, or nothing was chosen.
+pub(super) fn chosen(variant: Variant, lowering: &Lowering<'_>) -> Variant {
+    let found = lowering.choice().filter(|_| variant == Variant::Auto);
+    found.and_then(|name| named().find(|(known, _)| known == name)).map_or(variant, |(_, variant)| variant)
+}
+
+/// The parts that were chosen.
+pub(super) fn chosen_parts(variant: Variant, lowering: &Lowering<'_>) -> Parts {
+    let found = lowering.choice().filter(|_| variant == Variant::Auto);
+    found.and_then(|name| PARTS.iter().find(|(known, _)| *known == name)).map_or((1, 1), |(_, parts)| *parts)
+}
+
+/// The same convolution on about half as much: half the images, or else half the rows and columns. Returns x, dy or y, and
+/// height and width of x; `None` where it cannot be less. Channels stay, so that the same kernels fit.
+pub(super) fn smaller(
+    conv: &Conv2d,
+    geometry: &Geometry,
+    weight: &TensorDesc,
+    dtype: DType,
+) -> Option<(TensorDesc, TensorDesc, [usize; 2])> {
+    let (batch, [height, width]) = (geometry.batch, geometry.in_size);
+    let (batch, size) = match batch {
+        0 | 1 => (batch, [height.div_ceil(2), width.div_ceil(2)]),
+        images => (images.div_ceil(2), [height, width]),
+    };
+    if (batch, size) == (geometry.batch, geometry.in_size) {
+        return None;
+    }
+    let x = TensorDesc { shape: [batch, size[0], size[1], geometry.in_channels()].into(), dtype };
+    let less = Geometry::check("conv2d", conv, &x, weight).ok()?;
+    // A window that was the whole image must stay it, or it is another kind of convolution.
+    if (geometry.kernel == geometry.in_size) != (less.kernel == less.in_size) {
+        return None;
+    }
+    Some((x, TensorDesc { shape: less.out_shape(), dtype }, size))
+}

@@ -1,0 +1,419 @@
+//! Choosing kernels by measuring them: every variant of an op on its real shapes, within a time and within memory, and only
+//! if its results are right.
+//!
+//! The rules of an op choose its kernel from shape and adapter ([`Op::lower`]); they hold on an adapter as far as it is like
+//! those that they were made for. [`tune`] runs each variant that an op names ([`Op::variants`]) against what the rules
+//! choose, and another one wins where it is faster by more than the noise, agrees with the rules' kernel at full size, and with
+//! the f64 reference on a smaller problem ([`Op::smaller`]) for which the same kernels with the same constants run.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::caps::Caps;
+use crate::case::{Case, Tolerance, normal};
+use crate::check::{compare, run_case_with};
+use crate::choice::{Choices, RULE, key};
+use crate::device::Device;
+use crate::graph::Graph;
+use crate::host::{Array, HostTensor};
+use crate::inspect::node_seconds;
+use crate::op::{Lowered, Lowering, Op, Record, TensorId};
+use crate::plan::{Plan, PlanOptions};
+use crate::session::{Session, SessionOptions};
+use crate::store::Store;
+use crate::{DType, Error, Result, TensorDesc};
+
+/// How much tuning may take.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TuneOptions {
+    /// Time for all ops together. Ops that it does not suffice for keep their rules.
+    pub time: Duration,
+    /// Bytes of device memory for one op. One that takes more is timed on less of the same kind, where it can be.
+    pub bytes: u64,
+    /// The share by which a variant must be faster than the rules' kernel: more than the noise, so that choices are stable.
+    pub gain: f64,
+}
+
+impl Default for TuneOptions {
+    fn default() -> Self {
+        Self { time: Duration::from_secs(30), bytes: 2 << 30, gain: 0.03 }
+    }
+}
+
+/// What was found out about an op.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TunedOp {
+    /// The op and its operands, as [`Choices`] name them.
+    pub key: String,
+    /// How often it is in the graphs.
+    pub times: usize,
+    /// What was chosen.
+    pub choice: String,
+    /// Seconds of each variant that was timed, [`RULE`] among them.
+    pub seconds: BTreeMap<String, f64>,
+    /// Variants that were faster but wrong, and how.
+    pub rejected: BTreeMap<String, String>,
+}
+
+/// The outcome of tuning.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Tuned {
+    /// What was measured now.
+    pub ops: Vec<TunedOp>,
+    /// Ops that the time or the memory did not suffice for.
+    pub left_out: Vec<String>,
+}
+
+/// An op with a choice.
+struct Candidate {
+    op: Arc<dyn Op>,
+    inputs: Vec<TensorDesc>,
+    key: String,
+    times: usize,
+}
+
+/// FLOPs of a problem that is compared with the reference: about a second of naive loops at most.
+const REFERENCE_FLOPS: f64 = 5e7;
+/// The most FLOPs of one, where less of the op runs other kernels.
+const MOST_REFERENCE_FLOPS: f64 = 2e9;
+/// A variant whose first run takes this many times what the rules' kernel takes is not timed further.
+const HOPELESS: f64 = 1.5;
+/// Runs of a variant in a round, and the time of a round.
+const RUNS: std::ops::RangeInclusive<usize> = 3..=9;
+const ROUND: Duration = Duration::from_millis(300);
+
+/// Measures the variants of every op of `graphs` that has any and is not in `known`, those that matter most first.
+///
+/// # Errors
+/// What goes wrong with the device. An op that cannot be run alone is left out.
+pub fn tune(
+    device: &Arc<Device>,
+    graphs: &[&Graph],
+    known: &Choices,
+    options: &TuneOptions,
+    progress: &mut dyn FnMut(&TunedOp),
+) -> Result<Tuned> {
+    let deadline = Instant::now() + options.time;
+    let mut tuned = Tuned::default();
+    for candidate in candidates(device.caps(), graphs, known) {
+        let found = match Instant::now() < deadline {
+            true => tune_op(device, &candidate, options, deadline),
+            false => Ok(None),
+        };
+        match found {
+            Ok(Some(op)) => {
+                progress(&op);
+                tuned.ops.push(op);
+            }
+            Ok(None) | Err(Error::Limit { .. } | Error::OutOfMemory { .. }) => {
+                tuned.left_out.push(candidate.key);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(tuned)
+}
+
+/// The ops of `graphs` that have a choice on an adapter with `caps`, as [`Choices`] name them.
+pub fn keys(caps: &Caps, graphs: &[&Graph]) -> Vec<String> {
+    candidates(caps, graphs, &Choices::new()).into_iter().map(|candidate| candidate.key).collect()
+}
+
+/// The ops that have a choice, each once, those with the most work first.
+fn candidates(caps: &Caps, graphs: &[&Graph], known: &Choices) -> Vec<Candidate> {
+    let mut found: BTreeMap<String, (Candidate, f64)> = BTreeMap::new();
+    for graph in graphs {
+        for node in graph.nodes() {
+            let inputs = graph.descs(&node.inputs);
+            // What updates its inputs cannot be run again and again on the same ones.
+            if !node.op.updates().is_empty() || node.op.variants(caps, &inputs).is_empty() {
+                continue;
+            }
+            let key = key(node.op.as_ref(), &inputs);
+            if known.get(&key).is_some() {
+                continue;
+            }
+            let work = node.op.cost(&inputs, &graph.descs(&node.outputs)).flops;
+            let (candidate, sum) = found.entry(key.clone()).or_insert_with(|| {
+                (Candidate { op: node.op.clone(), inputs: inputs.clone(), key, times: 0 }, 0.0)
+            });
+            candidate.times += 1;
+            *sum += work;
+        }
+    }
+    let mut found: Vec<(Candidate, f64)> = found.into_values().collect();
+    // Stable, and the map was sorted: the order is the same on every run.
+    found.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+    found.into_iter().map(|(candidate, _)| candidate).collect()
+}
+
+/// What an op becomes with `variant`.
+fn lowered(device: &Device, op: &dyn Op, inputs: &[TensorDesc], variant: Option<&str>) -> Result<Lowered> {
+    Lowering::run_choice(op, device.caps(), inputs, &op.infer(inputs)?, variant)
+}
+
+/// Whether two lowerings are the same launches.
+fn same(a: &Lowered, b: &Lowered) -> bool {
+    let launches = |of: &Lowered| -> Vec<String> { of.dispatches.iter().map(|d| format!("{d:?}")).collect() };
+    a.workspaces == b.workspaces && launches(a) == launches(b)
+}
+
+/// The kernels of a lowering with their constants.
+fn kernels(of: &Lowered) -> HashSet<String> {
+    of.dispatches.iter().map(|d| format!("{} {} {:?}", d.kernel.shader, d.half, d.constants)).collect()
+}
+
+/// An op alone in a graph, with inputs of its own.
+struct Alone {
+    graph: Graph,
+    outputs: Vec<TensorId>,
+    store: Store,
+    key: String,
+}
+
+impl Alone {
+    fn new(device: &Arc<Device>, op: &Arc<dyn Op>, inputs: &[TensorDesc]) -> Result<Self> {
+        let mut graph = Graph::new();
+        let ids: Vec<TensorId> = inputs
+            .iter()
+            .enumerate()
+            .map(|(index, desc)| graph.persistent(&format!("input {index}"), desc.clone(), "inputs"))
+            .collect::<Result<_>>()?;
+        let outputs = graph.push(op.clone(), &ids)?;
+        outputs.iter().for_each(|&id| graph.keep(id));
+        Ok(Self { graph, outputs, store: Store::new(device), key: key(op.as_ref(), inputs) })
+    }
+
+    fn options(&self, variant: &str) -> PlanOptions {
+        let choices = Arc::new(Choices::from_iter([(self.key.as_str(), variant)]));
+        PlanOptions { choices, ..PlanOptions::default() }
+    }
+
+    fn bytes(&self, variant: &str) -> Result<u64> {
+        let plan = Plan::new(&self.graph, self.store.device().caps(), self.options(variant))?;
+        Ok(plan.memory.total())
+    }
+
+    fn session(&self, variant: &str) -> Result<Session> {
+        let plan = self.options(variant);
+        Session::new(&self.graph, &self.store, SessionOptions { plan, in_flight: 1, poison: false })
+    }
+
+    /// Fills the inputs with noise. A pattern of an odd length, repeated: drawing all of it anew would take longer than what
+    /// is to be timed.
+    fn fill(&self, inputs: &[TensorDesc]) -> Result<()> {
+        const PATTERN: usize = 65_537;
+        let noise = normal([PATTERN], 1.0, 0x7e57).tensor();
+        let half = noise.to_half();
+        for (index, desc) in inputs.iter().enumerate() {
+            let pattern = match desc.dtype {
+                DType::F32 => noise.bytes(),
+                DType::F16 => half.bytes(),
+                // Indices: zero is in every range, and new buffers are zero.
+                DType::U32 => continue,
+            };
+            let bytes: Vec<u8> = pattern.iter().copied().cycle().take(desc.bytes() as usize).collect();
+            let value = HostTensor::from_bytes(desc, &bytes)?;
+            self.store.write(&format!("input {index}"), &value)?;
+        }
+        Ok(())
+    }
+
+    fn results(&self, session: &Session) -> Result<Vec<Array>> {
+        self.outputs.iter().map(|&id| Ok(Array::from(&session.read(id)?))).collect()
+    }
+}
+
+fn run_once(session: &Session) -> Result<f64> {
+    Ok(node_seconds(session, 1)?.seconds.iter().sum())
+}
+
+/// Seconds of some runs, sorted; `None` where the first one takes so much more than `known` that the rest does not matter.
+fn round(session: &Session, known: f64) -> Result<Option<Vec<f64>>> {
+    let began = Instant::now();
+    // The first run may compile, and finds the inputs in no cache.
+    run_once(session)?;
+    let mut seconds = Vec::new();
+    while seconds.len() < *RUNS.start() || (seconds.len() < *RUNS.end() && began.elapsed() < ROUND) {
+        seconds.push(run_once(session)?);
+        if seconds.first().is_some_and(|&first| first > known * HOPELESS) {
+            return Ok(None);
+        }
+    }
+    seconds.sort_by(f64::total_cmp);
+    Ok(Some(seconds))
+}
+
+fn median(sorted: &[f64]) -> f64 {
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::INFINITY)
+}
+
+fn least(sorted: &[f64]) -> f64 {
+    sorted.first().copied().unwrap_or(f64::INFINITY)
+}
+
+/// Times and checks the variants of an op; `None` where time or memory do not suffice.
+fn tune_op(
+    device: &Arc<Device>,
+    candidate: &Candidate,
+    options: &TuneOptions,
+    deadline: Instant,
+) -> Result<Option<TunedOp>> {
+    let Some((op, inputs)) = that_fits(device, candidate, options.bytes)? else { return Ok(None) };
+    let alone = Alone::new(device, &op, &inputs)?;
+    let rule = alone.session(RULE)?;
+    alone.fill(&inputs)?;
+    let mut different = vec![lowered(device, op.as_ref(), &inputs, None)?];
+    let Some(of_rule) = round(&rule, f64::INFINITY)? else { return Ok(None) };
+    // Others are measured by it alone: one that is fast may turn out to be wrong.
+    let by_rule = median(&of_rule);
+    let mut seconds = BTreeMap::from([(RULE.to_owned(), by_rule)]);
+    let mut faster: Vec<(f64, String)> = Vec::new();
+    for variant in op.variants(device.caps(), &inputs) {
+        if Instant::now() >= deadline {
+            return Ok(None);
+        }
+        // What the rules choose, and what a shape makes of two names, is timed once.
+        let launches = match lowered(device, op.as_ref(), &inputs, Some(&variant)) {
+            Ok(launches) if different.iter().any(|other| same(other, &launches)) => continue,
+            Ok(launches) => launches,
+            Err(Error::Limit { .. }) => continue,
+            Err(error) => return Err(error),
+        };
+        different.push(launches);
+        if alone.bytes(&variant)? > options.bytes {
+            continue;
+        }
+        let Some(of_variant) = round(&alone.session(&variant)?, by_rule)? else { continue };
+        let time = median(&of_variant);
+        seconds.insert(variant.clone(), time);
+        if time * (1.0 + options.gain) < least(&of_rule) {
+            faster.push((time, variant));
+        }
+    }
+    faster.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+    let mut tuned = TunedOp {
+        key: candidate.key.clone(),
+        times: candidate.times,
+        choice: RULE.to_owned(),
+        seconds,
+        rejected: BTreeMap::new(),
+    };
+    for (_, variant) in faster {
+        let session = alone.session(&variant)?;
+        // Once more, one after the other: a machine that was busy for a while makes no winner.
+        let again = (round(&rule, f64::INFINITY)?, round(&session, f64::INFINITY)?);
+        let (Some(of_rule), Some(of_variant)) = again else { continue };
+        if median(&of_variant) * (1.0 + options.gain) >= least(&of_rule) {
+            continue;
+        }
+        // Where less was timed: a workspace of the whole may be over a limit.
+        match Alone::new(device, &candidate.op, &candidate.inputs)?.bytes(&variant) {
+            Ok(_) => {}
+            Err(Error::Limit { .. }) => continue,
+            Err(error) => return Err(error),
+        }
+        let agrees = agrees_with_rule(&alone, &op, &inputs, &rule, &session)?;
+        match agrees.map_or_else(|| check(device, candidate, &variant), |fault| Ok(Some(fault)))? {
+            None => {
+                tuned.choice = variant;
+                break;
+            }
+            Some(fault) => drop(tuned.rejected.insert(variant, fault)),
+        }
+    }
+    Ok(Some(tuned))
+}
+
+/// The op, or one on less of the same kind, that takes at most `bytes`.
+#[expect(clippy::type_complexity, reason = "an op and its inputs, if any")]
+fn that_fits(
+    device: &Arc<Device>,
+    candidate: &Candidate,
+    bytes: u64,
+) -> Result<Option<(Arc<dyn Op>, Vec<TensorDesc>)>> {
+    let (mut op, mut inputs) = (candidate.op.clone(), candidate.inputs.clone());
+    loop {
+        match Alone::new(device, &op, &inputs)?.bytes(RULE) {
+            Ok(needed) if needed <= bytes => return Ok(Some((op, inputs))),
+            Ok(_) | Err(Error::Limit { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        match op.smaller(&inputs) {
+            Some(less) => (op, inputs) = less,
+            None => return Ok(None),
+        }
+    }
+}
+
+/// How far rounding may take a result: sums of terms of random signs err by the order of the square root of their number.
+fn tolerance(op: &dyn Op, inputs: &[TensorDesc], outputs: &[TensorDesc]) -> Tolerance {
+    let elements: usize = outputs.iter().map(|desc| desc.shape.elements()).sum();
+    let terms = op.cost(inputs, outputs).flops / 2.0 / elements.max(1) as f64;
+    let half = outputs.iter().any(|desc| desc.dtype == DType::F16);
+    Tolerance {
+        relative: 1e-5_f64.max(4e-7 * terms.sqrt()),
+        // A unit in the last of 11 bits.
+        rounding: if half { 1e-3 } else { 0.0 },
+        ..Tolerance::default()
+    }
+}
+
+/// What differs between a variant's results and those of the rules' kernel, if anything.
+fn agrees_with_rule(
+    alone: &Alone,
+    op: &Arc<dyn Op>,
+    inputs: &[TensorDesc],
+    rule: &Session,
+    session: &Session,
+) -> Result<Option<String>> {
+    let one = tolerance(op.as_ref(), inputs, &op.infer(inputs)?);
+    // Either may be off by as much.
+    let both = Tolerance { relative: 2.0 * one.relative, rounding: 2.0 * one.rounding, ..one };
+    for (want, got) in alone.results(rule)?.iter().zip(alone.results(session)?) {
+        let fault = compare("output", &got.data, &want.data, both).filter(|found| !found.passes());
+        if let Some(found) = fault {
+            let (index, got, want) = (found.index, found.got, found.want);
+            return Ok(Some(format!("element {index} is {got}, that of the rule's kernel {want}")));
+        }
+    }
+    Ok(None)
+}
+
+/// What differs between a variant's results and the reference, if anything: on less of the op, for which its kernels run with
+/// the same constants.
+fn check(device: &Arc<Device>, candidate: &Candidate, variant: &str) -> Result<Option<String>> {
+    let of = |op: &dyn Op, inputs: &[TensorDesc], variant| lowered(device, op, inputs, variant);
+    let (mut op, mut inputs) = (candidate.op.clone(), candidate.inputs.clone());
+    // What the rules run at full size, sums of parts and copies, needs no proof of its own.
+    let trusted = kernels(&of(op.as_ref(), &inputs, None)?);
+    let needed: HashSet<String> =
+        kernels(&of(op.as_ref(), &inputs, Some(variant))?).difference(&trusted).cloned().collect();
+    let flops =
+        |op: &dyn Op, inputs: &[TensorDesc]| -> Result<f64> { Ok(op.cost(inputs, &op.infer(inputs)?).flops) };
+    while flops(op.as_ref(), &inputs)? > REFERENCE_FLOPS {
+        let Some((less, fewer)) = op.smaller(&inputs) else { break };
+        let runs = of(less.as_ref(), &fewer, Some(variant));
+        if !runs.is_ok_and(|runs| kernels(&runs).is_superset(&needed)) {
+            break;
+        }
+        (op, inputs) = (less, fewer);
+    }
+    if flops(op.as_ref(), &inputs)? > MOST_REFERENCE_FLOPS {
+        return Ok(Some("no problem small enough for the reference runs the same kernels".into()));
+    }
+    let drawn = inputs.iter().zip(1..).map(|(desc, seed)| match desc.dtype {
+        DType::F32 => normal(desc.shape.clone(), 1.0, seed),
+        DType::F16 => normal(desc.shape.clone(), 1.0, seed).half(),
+        DType::U32 => crate::case::integers(desc.shape.clone(), 1, seed),
+    });
+    let mut case = Case::shared(variant, op.clone(), drawn.collect());
+    case.tolerance = tolerance(op.as_ref(), &inputs, &op.infer(&inputs)?);
+    let choices = Choices::from_iter([(key(op.as_ref(), &inputs), variant)]);
+    let worst = run_case_with(device, &case, Arc::new(choices))?;
+    Ok((!worst.passes()).then(|| {
+        let (tensor, index, got, want) = (&worst.tensor, worst.index, worst.got, worst.want);
+        format!("{tensor}[{index}] is {got}, the reference makes it {want}")
+    }))
+}

@@ -1,0 +1,210 @@
+//! Which kernels a run takes: those of the ops' rules, or those that were measured to be the fastest on its device.
+//!
+//! What was measured is kept in a file of the kernel cache, `FINGERPRINT.tuning.json`, for people to read and for later runs
+//! on the same adapter, driver and shaders. A run's checkpoints hold the choices that it was started with, so that it goes on
+//! with the same ones, bit for bit, whatever became of the file.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use epl_runtime::choice::{Choices, RULE};
+use epl_runtime::tune::{TuneOptions, TunedOp, keys, tune};
+use epl_runtime::{Caps, Device, Graph, Plan, PlanOptions};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Autotune, Config};
+use crate::eval::embedder::record_embedder;
+use crate::interchange::files::write_atomically;
+use crate::model::ModelSpec;
+use crate::train::step::record_step;
+use crate::train::trainer::{EVALUATION_BATCH, step_options};
+use crate::{Error, Result};
+
+/// Counts changes of the file's format.
+const FORMAT: u32 = 1;
+
+/// What was measured on an adapter.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Measurements {
+    format: u32,
+    adapter: String,
+    driver: String,
+    /// Adapter, driver, versions and shaders: see [`Device::fingerprint`].
+    fingerprint: String,
+    ops: BTreeMap<String, Measurement>,
+}
+
+/// What was measured of an op.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Measurement {
+    choice: String,
+    /// Milliseconds of each variant that was timed to the end.
+    milliseconds: BTreeMap<String, f64>,
+    /// Variants that were faster but wrong, and how.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    rejected: BTreeMap<String, String>,
+}
+
+/// Whether a run of `config` on `device` measures kernels.
+pub fn is_on(config: &Config, device: &Device) -> bool {
+    match config.train.autotune {
+        Autotune::On => true,
+        Autotune::Off => false,
+        // The rules for CPU adapters were made by measuring; and what is not kept would be measured at every start.
+        Autotune::Auto => device.description().kind != "Cpu" && device.cache_folder().is_some(),
+    }
+}
+
+fn path(device: &Device) -> Option<PathBuf> {
+    let name: String = device.fingerprint().chars().take(16).collect();
+    Some(device.cache_folder()?.join(format!("{name}.tuning.json")))
+}
+
+/// What the file has, and a line about it where it is no use.
+fn read(device: &Device) -> (Measurements, Option<String>) {
+    let Some(path) = path(device) else { return (Measurements::default(), None) };
+    let found = match std::fs::read(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return (Measurements::default(), None),
+        Err(error) => Err(error.to_string()),
+        Ok(bytes) => serde_json::from_slice::<Measurements>(&bytes).map_err(|error| error.to_string()),
+    };
+    match found {
+        Ok(found) if found.format == FORMAT && found.fingerprint == device.fingerprint() => (found, None),
+        Ok(_) => {
+            (Measurements::default(), Some(format!("{}: of another adapter or version", path.display())))
+        }
+        Err(why) => (Measurements::default(), Some(format!("{}: {why}", path.display()))),
+    }
+}
+
+/// Adds what was measured to the file. Another process may have added to it meanwhile.
+fn keep(device: &Device, ops: &[TunedOp]) -> Result<()> {
+    let Some(path) = path(device) else { return Ok(()) };
+    let (mut all, _) = read(device);
+    all.format = FORMAT;
+    all.adapter = device.description().name.clone();
+    all.driver = device.description().driver.clone();
+    all.fingerprint = device.fingerprint().to_owned();
+    for op in ops {
+        let milliseconds = op.seconds.iter().map(|(name, seconds)| (name.clone(), seconds * 1e3)).collect();
+        let (choice, rejected) = (op.choice.clone(), op.rejected.clone());
+        all.ops.insert(op.key.clone(), Measurement { choice, milliseconds, rejected });
+    }
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
+    }
+    let mut bytes = serde_json::to_vec_pretty(&all).map_err(|error| Error::io(&path, error.into()))?;
+    bytes.push(b'\n');
+    write_atomically(&path, &bytes)
+}
+
+/// The graphs of a run: its steps, and the evaluation where it has one that fits in one go.
+fn graphs(config: &Config, spec: &ModelSpec, caps: &Caps) -> Result<Vec<Graph>> {
+    let branch = config.head.epl.map(|epl| epl.start_epoch);
+    let mut graphs = Vec::new();
+    for empirical in [false, true] {
+        let has = match branch {
+            None => !empirical,
+            Some(start) => {
+                if empirical {
+                    start <= config.train.epochs
+                } else {
+                    start > 1
+                }
+            }
+        };
+        if has {
+            graphs.push(record_step(spec, &step_options(config, empirical))?.graph);
+        }
+    }
+    if !config.train.eval.is_empty() {
+        let (graph, _) = record_embedder(spec, EVALUATION_BATCH)?;
+        graphs.extend(Plan::new(&graph, caps, PlanOptions::default()).is_ok().then_some(graph));
+    }
+    Ok(graphs)
+}
+
+/// The choices for a run of `config`, measured as far as they are not known yet; none where the run measures nothing. `say` gets
+/// a line about what was measured.
+///
+/// # Errors
+/// A network that is impossible, a device that is lost.
+pub fn choose(
+    config: &Config,
+    spec: &ModelSpec,
+    device: &Arc<Device>,
+    options: &TuneOptions,
+    say: &mut dyn FnMut(&str),
+) -> Result<Choices> {
+    if !is_on(config, device) {
+        return Ok(Choices::new());
+    }
+    let graphs = graphs(config, spec, device.caps())?;
+    let graphs: Vec<&Graph> = graphs.iter().collect();
+    let (known, warning) = read(device);
+    if let Some(warning) = warning {
+        say(&format!("warning: {warning}; kernels are measured anew"));
+    }
+    let mut choices: Choices = known.ops.iter().map(|(key, op)| (key.as_str(), op.choice.as_str())).collect();
+    let tuned = tune(device, &graphs, &choices, options, &mut |_| {})?;
+    if !tuned.ops.is_empty() || !tuned.left_out.is_empty() {
+        say(&summary(&tuned.ops, tuned.left_out.len()));
+    }
+    if !tuned.ops.is_empty()
+        && let Err(error) = keep(device, &tuned.ops)
+    {
+        say(&format!("warning: {error}; kernels are measured again at the next start"));
+    }
+    for op in tuned.ops {
+        choices.set(op.key, op.choice);
+    }
+    Ok(of_graphs(&choices, device.caps(), &graphs))
+}
+
+/// The choices that are known for a run of `config`, without measuring any.
+///
+/// # Errors
+/// A network that is impossible.
+pub fn known(config: &Config, spec: &ModelSpec, device: &Device) -> Result<Choices> {
+    if !is_on(config, device) {
+        return Ok(Choices::new());
+    }
+    let graphs = graphs(config, spec, device.caps())?;
+    let (known, _) = read(device);
+    let choices = known.ops.into_iter().map(|(key, op)| (key, op.choice)).collect();
+    Ok(of_graphs(&choices, device.caps(), &graphs.iter().collect::<Vec<_>>()))
+}
+
+/// Those of `choices` that matter to `graphs`.
+fn of_graphs(choices: &Choices, caps: &Caps, graphs: &[&Graph]) -> Choices {
+    let keys = keys(caps, graphs).into_iter();
+    keys.filter_map(|key| Some((choices.get(&key)?.to_owned(), key)))
+        .map(|(choice, key)| (key, choice))
+        .collect()
+}
+
+fn summary(ops: &[TunedOp], left_out: usize) -> String {
+    let time = |op: &TunedOp, name: &str| op.times as f64 * op.seconds.get(name).copied().unwrap_or_default();
+    let (rules, chosen) = ops
+        .iter()
+        .fold((0.0, 0.0), |(rules, chosen), op| (rules + time(op, RULE), chosen + time(op, &op.choice)));
+    let other = ops.iter().filter(|op| op.choice != RULE).count();
+    let mut text = format!(
+        "measured the kernels of {} ops: for {other} another than by rule, {:.1} ms instead of {:.1} ms in all",
+        ops.len(),
+        chosen * 1e3,
+        rules * 1e3
+    );
+    let wrong: usize = ops.iter().map(|op| op.rejected.len()).sum();
+    if wrong > 0 {
+        text += &format!("; {wrong} that were faster gave wrong results and were passed over");
+    }
+    if left_out > 0 {
+        text += &format!("; {left_out} ops keep their rules for lack of time or memory");
+    }
+    text
+}
