@@ -141,11 +141,9 @@ fn train(
     // and the run that is to be replaced as it was.
     let mut trainer = Trainer::started(config, device, dataset, sets, clock, &mut choose)?;
     let config = trainer.config().clone();
-    if options.resume {
-        if start.is_none() {
-            let folder = checkpoints.folder().display();
-            observer.message(&format!("there is no checkpoint in {folder} yet: starting from the beginning"));
-        }
+    if options.resume && start.is_none() {
+        let folder = checkpoints.folder().display();
+        observer.message(&format!("there is no checkpoint in {folder} yet: starting from the beginning"));
     }
     let mut folder = match start {
         Some(checkpoint) => {
