@@ -28,8 +28,8 @@ fn tuned(out: &Path) -> Config {
 
 fn file_in(folder: &Path) -> PathBuf {
     let named = |path: &PathBuf| path.to_string_lossy().ends_with(".tuning.json");
-    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    files.filter(named).next().unwrap()
+    let mut files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    files.find(named).unwrap()
 }
 
 /// Measures what `config` needs and returns it with what was said.
