@@ -28,6 +28,7 @@ pub mod image_input;
 pub mod l2_normalize;
 pub mod loss_scale;
 pub mod matmul;
+mod matmul_cases;
 mod moments;
 pub mod prelu;
 pub mod reshape;
