@@ -13,7 +13,7 @@
 
 use std::sync::Arc;
 
-use crate::case::OpEntry;
+use crate::case::{Case, OpEntry};
 use crate::host::Array;
 use crate::kernel::{Kernel, ParamBlock, read, write};
 use crate::op::{Bound, Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_one};
@@ -69,7 +69,7 @@ const REGISTER_LANES: usize = 8;
 const KERNELS: [&Kernel; 6] = [&TILED, &TILED_SCALAR, &LARGE, &REGISTER, &SUBGROUP, &sum_rows::KERNEL];
 
 /// The registry's entry.
-pub const ENTRY: OpEntry = OpEntry { name: "matmul", cases: matmul_cases::cases, kernels: &KERNELS };
+pub const ENTRY: OpEntry = OpEntry { name: "matmul", cases, kernels: &KERNELS };
 
 /// Which kernel computes a product. Where the shapes or the adapter do not allow the one asked for, the general kernel
 /// of the same family (`TiledScalar`, `Register`) takes its place, so that any choice works everywhere.
@@ -519,4 +519,8 @@ impl Op for MatMul {
         };
         Cost::once(flops, inputs, outputs)
     }
+}
+
+fn cases() -> Vec<Case> {
+    matmul_cases::cases()
 }
