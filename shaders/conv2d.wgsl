@@ -41,11 +41,15 @@ alias Elem = f32;
 @group(0) @binding(1) var<storage, read> x: array<vec4<Elem>>;
 @group(0) @binding(2) var<storage, read> weight: array<vec4<Elem>>;
 @group(0) @binding(3) var<storage, read_write> y: array<vec4<Elem>>;
+// [blocks of pixels, 2, channels]: mean and sum of squared deviations of y, where MOMENTS.
+@group(0) @binding(4) var<storage, read_write> partial: array<vec4<f32>>;
 
 override ROWS: u32 = 128u;
 override COLUMNS: u32 = 64u;
 // Whether an invocation holds 8 channels rather than 4.
 override WIDE: bool = false;
+// Whether to leave the moments of each block of pixels.
+override MOMENTS: bool = false;
 
 // Vectors of four k in a step, and the weight rows that they are.
 const STEP: u32 = 4u;
@@ -193,6 +197,63 @@ fn main(
             if at < params.group_out_vectors {
                 y[to + at] = vec4<Elem>(sum[p][c]);
             }
+        }
+    }
+    if !MOMENTS {
+        return;
+    }
+
+    // Of the values as they are stored: their mean, by way of the first pixel's, so that a mean far larger than the deviation costs
+    // no digits, then the squares of what is left of them. The tiles are done with, and hold the sums.
+    let count = f32(min(ROWS, params.pixels - min(first_pixel, params.pixels - 1u)));
+    for (var c = 0u; c < HELD; c++) {
+        let own_column = column + c * COLUMN_STRIPE;
+        workgroupBarrier();
+        if row == 0u {
+            weight_tile[own_column] = vec4<f32>(vec4<Elem>(sum[0][c]));
+        }
+        workgroupBarrier();
+        let shift = weight_tile[own_column];
+        var values = vec4<f32>();
+        for (var p = 0u; p < PIXELS; p++) {
+            if first_pixel + row + p * STRIPE < params.pixels {
+                values += vec4<f32>(vec4<Elem>(sum[p][c])) - shift;
+            }
+        }
+        x_tile[local] = values;
+        for (var stride = STRIPE / 2u; stride > 0u; stride /= 2u) {
+            workgroupBarrier();
+            if row < stride {
+                values += x_tile[local + stride * COLUMN_STRIPE];
+                x_tile[local] = values;
+            }
+        }
+        workgroupBarrier();
+        if row == 0u {
+            weight_tile[own_column] = shift + values / count;
+        }
+        workgroupBarrier();
+        let mean = weight_tile[own_column];
+        var squares = vec4<f32>();
+        for (var p = 0u; p < PIXELS; p++) {
+            if first_pixel + row + p * STRIPE < params.pixels {
+                let d = vec4<f32>(vec4<Elem>(sum[p][c])) - mean;
+                squares += d * d;
+            }
+        }
+        x_tile[local] = squares;
+        for (var stride = STRIPE / 2u; stride > 0u; stride /= 2u) {
+            workgroupBarrier();
+            if row < stride {
+                squares += x_tile[local + stride * COLUMN_STRIPE];
+                x_tile[local] = squares;
+            }
+        }
+        let at = group_column + own_column;
+        if row == 0u && at < params.group_out_vectors && first_pixel < params.pixels {
+            let to = (group.y + group.z * groups.y) * 2u * params.out_vectors + group_first_column + at;
+            partial[to] = mean;
+            partial[to + params.out_vectors] = squares;
         }
     }
 }

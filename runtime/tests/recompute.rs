@@ -42,8 +42,8 @@ impl Recorder {
             let trained = part == "weight" || part == "bias";
             self.persistent(format!("{name} {part}"), [CHANNELS], trained)
         });
-        let config = BatchNorm { eps: 1e-5, momentum: 0.5, then: Then::Nothing };
-        batch_norm_train(&mut self.graph, x, [weight, bias, mean, var], None, config).unwrap()
+        let config = BatchNorm { eps: 1e-5, momentum: 0.5, then: Then::Nothing, moments: false };
+        batch_norm_train(&mut self.graph, x, [weight, bias, mean, var], None, None, config).unwrap()
     }
 
     fn convolution(&mut self, name: &str, x: TensorId) -> TensorId {

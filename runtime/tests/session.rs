@@ -257,8 +257,8 @@ fn a_batch_that_is_not_finite_leaves_the_running_statistics_alone() {
     let vector =
         |graph: &mut Graph, name: &str| graph.persistent(name, TensorDesc::f32([3]), "weights").unwrap();
     let [weight, bias, mean, var] = ["weight", "bias", "mean", "var"].map(|name| vector(&mut graph, name));
-    let config = BatchNorm { eps: 1e-5, momentum: 0.5, then: Then::Nothing };
-    let y = batch_norm_train(&mut graph, x, [weight, bias, mean, var], None, config).unwrap();
+    let config = BatchNorm { eps: 1e-5, momentum: 0.5, then: Then::Nothing, moments: false };
+    let y = batch_norm_train(&mut graph, x, [weight, bias, mean, var], None, None, config).unwrap();
     graph.fetch(y);
     let store = Store::new(&device);
     let mut session = Session::new(&graph, &store, SessionOptions::default()).unwrap();

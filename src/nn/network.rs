@@ -1,5 +1,7 @@
 //! A backbone as data: which network, how wide, how deep, for which images.
 
+use std::collections::HashMap;
+
 use std::collections::BTreeMap;
 
 use epl_runtime::{Graph, TensorId};
@@ -243,7 +245,7 @@ impl Network {
         images: TensorId,
         mode: Mode,
     ) -> Result<TensorId> {
-        self.forward(&mut Recorder { graph, parameters, mode }, images)
+        self.forward(&mut Recorder { graph, parameters, mode, moments: HashMap::new() }, images)
     }
 }
 

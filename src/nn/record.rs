@@ -1,5 +1,7 @@
 //! Networks as ops of a graph: images and activations are `[N, H, W, C]` there.
 
+use std::collections::HashMap;
+
 use epl_runtime::ops::{
     add, add_bias,
     batch_norm::{self, Then},
@@ -42,6 +44,8 @@ pub struct Recorder<'a> {
     pub parameters: &'a Declared,
     /// What for.
     pub mode: Mode,
+    /// Moments of the results of convolutions, for the batch norm that follows each.
+    pub moments: HashMap<TensorId, TensorId>,
 }
 
 impl Recorder<'_> {
@@ -62,9 +66,10 @@ impl Recorder<'_> {
         self.graph.set_scope(name);
         let moves = matches!(self.mode, Mode::Train { statistics: true, .. });
         let momentum = if moves { BATCH_NORM_MOMENTUM } else { 0.0 };
-        let attributes = batch_norm::BatchNorm { eps: BATCH_NORM_EPS, momentum, then };
+        let attributes = batch_norm::BatchNorm { eps: BATCH_NORM_EPS, momentum, then, moments: false };
         let parameters = self.of_batch_norm(name)?;
-        Ok(batch_norm::batch_norm_train(self.graph, x, parameters, more, attributes)?)
+        let moments = self.moments.get(&x).copied();
+        Ok(batch_norm::batch_norm_train(self.graph, x, parameters, more, moments, attributes)?)
     }
 }
 
@@ -81,7 +86,12 @@ impl Layers for Recorder<'_> {
             groups: layer.groups,
             ..conv2d::Conv2d::default()
         };
-        Ok(conv2d::conv2d(self.graph, x, weight, attributes)?)
+        if matches!(self.mode, Mode::Evaluate) {
+            return Ok(conv2d::conv2d(self.graph, x, weight, attributes)?);
+        }
+        let [y, moments] = conv2d::conv2d_moments(self.graph, x, weight, attributes)?;
+        self.moments.insert(y, moments);
+        Ok(y)
     }
 
     fn batch_norm(&mut self, name: &str, x: TensorId, _layer: BatchNorm) -> Result<TensorId> {
@@ -174,6 +184,11 @@ impl Layers for Recorder<'_> {
 
     fn flatten(&mut self, x: TensorId, channels: usize) -> Result<TensorId> {
         let batch = self.graph.desc(x).shape.dim(0);
-        Ok(reshape::reshape(self.graph, x, [batch, channels])?)
+        let flat = reshape::reshape(self.graph, x, [batch, channels])?;
+        // Where an image is one pixel, its moments are those of the vectors.
+        if let Some(&moments) = self.moments.get(&x) {
+            self.moments.insert(flat, moments);
+        }
+        Ok(flat)
     }
 }

@@ -14,12 +14,13 @@
 
 use std::sync::Arc;
 
-use crate::case::{Case, Input, OpEntry, constant, normal, uniform};
+use crate::case::{Case, Input, OpEntry, constant, matrix, normal, uniform};
 use crate::host::Array;
 use crate::kernel::{Kernel, ParamBlock, read, write};
 use crate::op::{Again, Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_many, push_one};
 use crate::ops::batch_norm_apply::{self, APPLY, APPLY_VEC4, BatchNormApply};
 use crate::ops::batch_norm_grad::{BatchNormGradInput, BatchNormGradWeight};
+use crate::ops::moments;
 use crate::ops::walk::{self, RowsParams, Walk};
 use crate::{Error, Result, Shape, TensorDesc};
 
@@ -49,8 +50,8 @@ const STATS_KERNEL: Kernel = Kernel {
     constants: walk::CONSTANTS,
     subgroups: false,
 };
-static STATS: Kernel = STATS_KERNEL;
-static STATS_VEC4: Kernel = Kernel { shader: "batch_norm_stats_vec4", ..STATS_KERNEL };
+pub(super) static STATS: Kernel = STATS_KERNEL;
+pub(super) static STATS_VEC4: Kernel = Kernel { shader: "batch_norm_stats_vec4", ..STATS_KERNEL };
 
 static COMBINE: Kernel = Kernel {
     shader: "batch_norm_combine",
@@ -70,9 +71,43 @@ static COMBINE: Kernel = Kernel {
     subgroups: false,
 };
 
+crate::param_block! {
+    /// Parameters of `batch_norm_finish.wgsl`.
+    pub struct FinishParams {
+        /// Rows of `x`, all dimensions but the innermost.
+        rows: u32,
+        /// Channels, the innermost dimension.
+        channels: u32,
+        /// Added to the variance.
+        eps: f32,
+        /// Weight of the batch in the running statistics.
+        momentum: f32,
+    }
+}
+
+static FINISH: Kernel = Kernel {
+    shader: "batch_norm_finish",
+    entry: "main",
+    params: FinishParams::FIELDS,
+    bindings: &[
+        read("moments"),
+        read("weight"),
+        read("bias"),
+        read("slope"),
+        write("running_mean"),
+        write("running_var"),
+        write("constants"),
+    ],
+    constants: &[],
+    subgroups: false,
+};
+
 /// The registry's entry.
-pub const ENTRY: OpEntry =
-    OpEntry { name: "batch_norm", cases, kernels: &[&STATS, &STATS_VEC4, &COMBINE, &APPLY, &APPLY_VEC4] };
+pub const ENTRY: OpEntry = OpEntry {
+    name: "batch_norm",
+    cases,
+    kernels: &[&STATS, &STATS_VEC4, &COMBINE, &FINISH, &APPLY, &APPLY_VEC4],
+};
 
 /// Channels of a workgroup of the second stage, where there are few rows, hence few columns and many lanes.
 const COMBINE_COLUMNS: usize = 16;
@@ -100,16 +135,20 @@ pub(super) fn check(op: &str, x: &TensorDesc, vectors: &[(&str, &TensorDesc)]) -
 }
 
 /// Records batch normalisation in training: `x` `[..., C]`; `weight`, `bias` and the persistent `running_mean` and
-/// `running_var`, which it updates, `[C]`; and what [`BatchNorm::then`] asks for -> `y` `[..., C]`.
+/// `running_var`, which it updates, `[C]`; what [`BatchNorm::then`] asks for; and, where they are at hand, the moments of x ->
+/// `y` `[..., C]`.
 pub fn batch_norm_train(
     record: &mut dyn Record,
     x: TensorId,
     [weight, bias, running_mean, running_var]: [TensorId; 4],
     more: Option<TensorId>,
+    moments: Option<TensorId>,
     config: BatchNorm,
 ) -> Result<TensorId> {
     let mut inputs = vec![x, weight, bias, running_mean, running_var];
     inputs.extend(more);
+    inputs.extend(moments);
+    let config = BatchNorm { moments: moments.is_some(), ..config };
     let [y, _constants] = push_many(record, config, &inputs)?;
     Ok(y)
 }
@@ -162,8 +201,9 @@ impl Then {
     }
 }
 
-/// The op `batch_norm`: `x, weight, bias, running_mean, running_var`, and a slope or a residual where it is followed by what
-/// takes one, `-> y, constants`. The constants, f32 `[5, C]`, are kept for the gradient: mean, `1 / sqrt(var + eps)`, that times
+/// The op `batch_norm`: `x, weight, bias, running_mean, running_var`, a slope or a residual where it is followed by what
+/// takes one, and the moments of x where they are given, `-> y, constants`. The moments, mean and variance f32 `[2, C]`, must be those of x: they
+/// save the pass that makes them, nothing else depends on them, and the gradient with respect to x is the whole one. The constants, f32 `[5, C]`, are kept for the gradient: mean, `1 / sqrt(var + eps)`, that times
 /// the weight, bias, slope (the weight, where there is none).
 #[derive(Debug, Clone, Copy)]
 pub struct BatchNorm {
@@ -173,6 +213,19 @@ pub struct BatchNorm {
     pub momentum: f32,
     /// What follows.
     pub then: Then,
+    /// Whether the last input is the moments of x.
+    pub moments: bool,
+}
+
+impl BatchNorm {
+    /// The inputs after the first five: what follows takes, and the moments.
+    fn split<'a, T>(&self, more: &'a [T]) -> (Option<&'a T>, Option<&'a T>) {
+        match (self.then, more) {
+            (Then::Nothing, rest) => (None, rest.first()),
+            (_, [own, rest @ ..]) => (Some(own), rest.first()),
+            (_, []) => (None, None),
+        }
+    }
 }
 
 impl Op for BatchNorm {
@@ -195,7 +248,15 @@ impl Op for BatchNorm {
             ("running_var", running_var),
         ];
         check("batch_norm", x, &vectors)?;
-        self.then.check("batch_norm", x, more.first())?;
+        let (more, moments) = self.split(more);
+        self.then.check("batch_norm", x, more)?;
+        if self.moments && moments != Some(&moments::desc(&x.shape)) {
+            return Err(Error::shape(
+                "batch_norm",
+                format!("moments {moments:?} of x {x}"),
+                format!("{}", moments::desc(&x.shape)),
+            ));
+        }
         if x.shape.rows() < 2 {
             return Err(Error::shape(
                 "batch_norm",
@@ -221,6 +282,22 @@ impl Op for BatchNorm {
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
         let x = &lowering.input(0)?.shape;
         let channels = x.last();
+        let weight = Operand::Input(1);
+        let slope = if self.then == Then::Prelu { Operand::Input(5) } else { weight };
+        if self.moments {
+            let moments = Operand::Input(if self.then == Then::Nothing { 5 } else { 6 });
+            let finish = FinishParams {
+                rows: lowering.size(x.rows())?,
+                channels: lowering.size(channels)?,
+                eps: self.eps,
+                momentum: self.momentum,
+            };
+            let [bias, mean, var] = [2, 3, 4].map(Operand::Input);
+            let operands = [moments, weight, bias, slope, mean, var, Operand::Output(1)];
+            let grid = [lowering.size(channels.div_ceil(64))?, 1, 1];
+            lowering.dispatch(&FINISH, &[], &finish, &operands, grid)?;
+            return batch_norm_apply::lower(lowering, self.then, Operand::Output(1), Operand::Input(5));
+        }
         let walk = Walk::reduction(lowering, x)?;
         let partial = lowering.workspace(2 * walk.partial_bytes(channels));
         let stats = walk.kernel(&STATS, &STATS_VEC4);
@@ -235,8 +312,6 @@ impl Op for BatchNorm {
             eps: self.eps,
             momentum: self.momentum,
         };
-        let weight = Operand::Input(1);
-        let slope = if self.then == Then::Prelu { Operand::Input(5) } else { weight };
         lowering.dispatch(
             &COMBINE,
             &[("COLUMNS", COMBINE_COLUMNS as f64), ("LANES", COMBINE_LANES as f64)],
@@ -291,7 +366,7 @@ impl Op for BatchNorm {
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
         let [x, weight, bias, running_mean, running_var, more @ ..] = inputs else { return Vec::new() };
-        let more = more.first();
+        let (more, _) = self.split(more);
         let slopes = more.filter(|_| self.then == Then::Prelu).unwrap_or(weight);
         let (rows, channels) = (x.shape.rows(), x.shape.last());
         let (eps, momentum) = (f64::from(self.eps), f64::from(self.momentum));
@@ -346,8 +421,22 @@ pub(super) fn example(shape: &[usize], mean: f32) -> Vec<Input> {
     ]
 }
 
+/// The case with the moments of its x as one more input.
+fn with_moments(mut case: Case) -> Case {
+    let x = case.inputs.first().map(|x| Array::from(&x.tensor()));
+    let of_x = x.map_or_else(|| Array::zeros([2, 1]), |x| moments::reference(&x));
+    let values: Vec<f32> = of_x.data.iter().map(|&v| v as f32).collect();
+    case.inputs.push(matrix(of_x.shape, &values));
+    let op: &dyn std::any::Any = case.op.as_ref();
+    if let Some(&op) = op.downcast_ref::<BatchNorm>() {
+        case.op = Arc::new(BatchNorm { moments: true, ..op });
+    }
+    case.label += ", moments given";
+    case
+}
+
 fn cases() -> Vec<Case> {
-    let op = BatchNorm { eps: 1e-5, momentum: 0.1, then: Then::Nothing };
+    let op = BatchNorm { eps: 1e-5, momentum: 0.1, then: Then::Nothing, moments: false };
     let case = |label: &str, shape: &[usize], mean: f32| Case::new(label, op, example(shape, mean));
     let prelu = |label: &str, shape: &[usize], mean: f32| {
         let mut inputs = example(shape, mean);
@@ -378,9 +467,16 @@ fn cases() -> Vec<Case> {
         Case::new("channel without variance", op, constant_channel),
         Case::new(
             "running statistics replaced",
-            BatchNorm { eps: 0.1, momentum: 1.0, then: Then::Nothing },
+            BatchNorm { eps: 0.1, momentum: 1.0, ..op },
             example(&[31, 4], 3.0),
         ),
+        with_moments(case("odd sizes", &[17, 7], 0.5).differentiate(&[0, 1, 2])),
+        with_moments(case("channels by four", &[2, 5, 3, 8], 0.5)),
+        with_moments(
+            prelu("channels by four", &[2, 5, 3, 8], 0.5).differentiate(&[0, 1, 2, 5]).epsilon(1e-6),
+        ),
+        with_moments(add("many channels", &[9, 132], 0.5)),
+        with_moments(case("one channel", &[1031, 1], 3.0)),
         prelu("odd sizes", &[17, 7], 0.5).differentiate(&[0, 1, 2, 5]).epsilon(1e-6),
         prelu("channels by four", &[2, 5, 3, 8], 0.5).differentiate(&[0, 1, 2, 5]).epsilon(1e-6),
         prelu("slopes alone", &[11, 5], 0.5).differentiate(&[5]).epsilon(1e-6),
@@ -409,7 +505,7 @@ mod tests {
 
     #[test]
     fn one_value_a_channel_is_refused() {
-        let op = BatchNorm { eps: 1e-5, momentum: 0.1, then: Then::Nothing };
+        let op = BatchNorm { eps: 1e-5, momentum: 0.1, then: Then::Nothing, moments: false };
         let vector = TensorDesc::f32([3]);
         let infer = |rows: usize| {
             let vectors = vec![vector.clone(); 4];

@@ -11,7 +11,8 @@ use crate::caps::Caps;
 use crate::case::{Case, OpEntry};
 use crate::host::Array;
 use crate::kernel::{Kernel, ParamBlock, read, write};
-use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_one};
+use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_many, push_one};
+use crate::ops::batch_norm::{STATS, STATS_VEC4};
 use crate::ops::channels::{Channels, PAD};
 use crate::ops::conv2d_grad_input::Conv2dGradInput;
 use crate::ops::conv2d_grad_weight::Conv2dGradWeight;
@@ -19,6 +20,7 @@ use crate::ops::convolution::{
     DirectParams, Geometry, Path, ProductParams, STRIP, SUBGROUP, TILED, Variant, lower_direct, lower_product,
 };
 use crate::ops::depthwise::{self, DEPTHWISE};
+use crate::ops::moments::{self, Parts};
 use crate::ops::{conv2d_cases, conv2d_variants};
 use crate::{Error, Result, TensorDesc};
 
@@ -32,8 +34,22 @@ static DIRECT: Kernel = Kernel {
 };
 
 /// The registry's entry.
-pub const ENTRY: OpEntry =
-    OpEntry { name: "conv2d", cases, kernels: &[&TILED, &SUBGROUP, &STRIP, &DIRECT, &DEPTHWISE, &PAD] };
+pub const ENTRY: OpEntry = OpEntry {
+    name: "conv2d",
+    cases,
+    kernels: &[&TILED, &SUBGROUP, &STRIP, &DIRECT, &DEPTHWISE, &PAD, &STATS, &STATS_VEC4, &moments::COMBINE],
+};
+
+/// Records `conv2d(x, weight)` and the moments of its result, for the batch norm that follows: mean and variance of each channel
+/// over all else, f32 `[2, Cout]`.
+pub fn conv2d_moments(
+    record: &mut dyn Record,
+    x: TensorId,
+    weight: TensorId,
+    attributes: Conv2d,
+) -> Result<[TensorId; 2]> {
+    push_many(record, Conv2d { moments: true, ..attributes }, &[x, weight])
+}
 
 /// Records `conv2d(x, weight)`: x `[N, H, W, Cin]`, weight `[KH, KW, Cin / groups, Cout]` -> `[N, OH, OW, Cout]`.
 pub fn conv2d(
@@ -56,12 +72,48 @@ pub struct Conv2d {
     pub groups: usize,
     /// Which kernels to use.
     pub variant: Variant,
+    /// Whether a second output is the moments of the first.
+    pub moments: bool,
 }
 
 impl Default for Conv2d {
     /// Stride 1, no padding, one group.
     fn default() -> Self {
-        Self { stride: [1, 1], padding: [0; 4], groups: 1, variant: Variant::Auto }
+        Self { stride: [1, 1], padding: [0; 4], groups: 1, variant: Variant::Auto, moments: false }
+    }
+}
+
+impl Conv2d {
+    /// Dispatches the convolution; gives parts of the rows whose moments it leaves, where it does and they are asked for.
+    fn lower_convolution(&self, lowering: &mut Lowering<'_>) -> Result<Option<Parts>> {
+        let geometry = Geometry::of(self, &lowering.input(0)?.shape, &lowering.input(1)?.shape).flattened();
+        let path = geometry.path(conv2d_variants::chosen(self.variant, lowering), lowering.caps());
+        let (x, weight, y) = (Operand::Input(0), Operand::Input(1), Operand::Output(0));
+        if path == Path::Direct {
+            let len = geometry.out_pixels() * geometry.out_channels();
+            lower_direct(lowering, &DIRECT, &geometry, len, [x, weight, y])?;
+            return Ok(None);
+        }
+        if path == Path::Depthwise {
+            let params = forward_params(lowering, &geometry)?;
+            depthwise::lower(lowering, &params, [x, weight, y])?;
+            return Ok(None);
+        }
+        let aligned = geometry.aligned();
+        let activations = |of: &Geometry| {
+            let x = Channels::activations(of.in_pixels(), of.groups, of.group_in);
+            (x, Channels::activations(of.out_pixels(), of.groups, of.group_out))
+        };
+        let ((x_is, y_is), (x_aligned, y_aligned)) = (activations(&geometry), activations(&aligned));
+        let x = x_is.pad(lowering, x, &x_aligned)?;
+        let weight = Channels::weights(&geometry).pad(lowering, weight, &Channels::weights(&aligned))?;
+        let to = y_is.target(lowering, y, &y_aligned);
+        let params = forward_params(lowering, &aligned)?;
+        // Moments of channels that are cropped away would have to be cropped as well.
+        let moments = self.moments && y_is == y_aligned;
+        let parts = lower_product(lowering, path, params, aligned.groups, [x, weight, to], moments)?;
+        y_aligned.copy(lowering, to, y, &y_is)?;
+        Ok(parts)
     }
 }
 
@@ -78,33 +130,22 @@ impl Op for Conv2d {
         if x.dtype != weight.dtype {
             return Err(Error::shape("conv2d", format!("x {x}, weight {weight}"), "elements of one type"));
         }
-        Ok(vec![TensorDesc { shape: geometry.out_shape(), dtype: x.dtype }])
+        let y = TensorDesc { shape: geometry.out_shape(), dtype: x.dtype };
+        let moments = self.moments.then(|| moments::desc(&y.shape));
+        Ok([y].into_iter().chain(moments).collect())
     }
 
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
-        let geometry = Geometry::of(self, &lowering.input(0)?.shape, &lowering.input(1)?.shape).flattened();
-        let path = geometry.path(conv2d_variants::chosen(self.variant, lowering), lowering.caps());
-        let (x, weight, y) = (Operand::Input(0), Operand::Input(1), Operand::Output(0));
-        if path == Path::Direct {
-            let len = geometry.out_pixels() * geometry.out_channels();
-            return lower_direct(lowering, &DIRECT, &geometry, len, [x, weight, y]);
+        let parts = self.lower_convolution(lowering)?;
+        if !self.moments {
+            return Ok(());
         }
-        if path == Path::Depthwise {
-            let params = forward_params(lowering, &geometry)?;
-            return depthwise::lower(lowering, &params, [x, weight, y]);
+        let (y, moments) = (Operand::Output(0), Operand::Output(1));
+        let shape = &lowering.output(0)?.shape;
+        match parts {
+            Some(parts) => moments::lower_combine(lowering, shape, y, parts, false, moments),
+            None => moments::lower_pass(lowering, shape, y, moments),
         }
-        let aligned = geometry.aligned();
-        let activations = |of: &Geometry| {
-            let x = Channels::activations(of.in_pixels(), of.groups, of.group_in);
-            (x, Channels::activations(of.out_pixels(), of.groups, of.group_out))
-        };
-        let ((x_is, y_is), (x_aligned, y_aligned)) = (activations(&geometry), activations(&aligned));
-        let x = x_is.pad(lowering, x, &x_aligned)?;
-        let weight = Channels::weights(&geometry).pad(lowering, weight, &Channels::weights(&aligned))?;
-        let to = y_is.target(lowering, y, &y_aligned);
-        let params = forward_params(lowering, &aligned)?;
-        lower_product(lowering, path, params, aligned.groups, [x, weight, to])?;
-        y_aligned.copy(lowering, to, y, &y_is)
     }
 
     fn variants(&self, caps: &Caps, inputs: &[TensorDesc]) -> Vec<String> {
@@ -143,7 +184,8 @@ impl Op for Conv2d {
         let geometry = Geometry::of(self, &x.shape, &weight.shape);
         let mut y = Array::zeros(geometry.out_shape());
         geometry.for_each_term(|i, j, k| y.data[k] += x.data[i] * weight.data[j]);
-        vec![y]
+        let moments = self.moments.then(|| moments::reference(&y));
+        [y].into_iter().chain(moments).collect()
     }
 
     fn cost(&self, inputs: &[TensorDesc], outputs: &[TensorDesc]) -> Cost {
@@ -192,8 +234,19 @@ pub(super) fn signed(lowering: &Lowering<'_>, count: usize) -> Result<i32> {
 }
 
 fn cases() -> Vec<Case> {
-    conv2d_cases::cases(|setting| {
+    let plain = conv2d_cases::cases(|setting| {
         let case = Case::new(setting.label(), setting.conv, vec![setting.x(), setting.weight()]);
         if setting.differentiable() { case.differentiate(&[0, 1]) } else { case }
-    })
+    });
+    let moments = conv2d_cases::cases(|setting| {
+        let conv = Conv2d { moments: true, ..setting.conv };
+        Case::new(format!("{}, moments", setting.label()), conv, vec![setting.x(), setting.weight()])
+    });
+    // A variance needs two values, and a mean that nearly vanishes is exact in units of the deviation alone, which is what the
+    // tolerance allows where the channels are like each other. Moments of 16-bit values are those of the values as rounded.
+    let moments = moments.into_iter().filter(|case| !case.label.contains("values")).map(|case| {
+        let half = case.label.ends_with("f16");
+        case.relative(if half { 2e-3 } else { 2e-5 })
+    });
+    plain.into_iter().chain(moments).collect()
 }

@@ -140,7 +140,7 @@ impl Op for Conv2dGradInput {
         let dy = dy_is.pad(lowering, dy, &dy_aligned)?;
         let to = dx_is.target(lowering, dx, &dx_aligned);
         each_phase(lowering, &aligned, |lowering, params| {
-            lower_product(lowering, path, params, aligned.groups, [dy, flipped, to])
+            lower_product(lowering, path, params, aligned.groups, [dy, flipped, to], false).map(drop)
         })?;
         dx_aligned.copy(lowering, to, dx, &dx_is)
     }

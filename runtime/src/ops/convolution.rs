@@ -12,6 +12,7 @@ use crate::kernel::{Kernel, ParamBlock, read, write};
 use crate::op::{Lowering, Operand};
 use crate::ops::conv2d::Conv2d;
 use crate::ops::depthwise::MOST_TAPS;
+use crate::ops::moments::Parts;
 use crate::{Error, Result, Shape, TensorDesc};
 
 /// Which kernels compute a convolution. The results differ only by rounding.
@@ -368,8 +369,8 @@ pub(super) static TILED: Kernel = Kernel {
     shader: "conv2d",
     entry: "main",
     params: ProductParams::FIELDS,
-    bindings: &[read("x"), read("weight"), write("y")],
-    constants: &["ROWS", "COLUMNS", "WIDE"],
+    bindings: &[read("x"), read("weight"), write("y"), write("partial")],
+    constants: &["ROWS", "COLUMNS", "WIDE", "MOMENTS"],
     subgroups: false,
 };
 
@@ -423,31 +424,36 @@ fn suits_strips(params: &ProductParams) -> bool {
         && unused * 4 <= params.grid_width
 }
 
-/// Dispatches the implicit matrix product that `params` describe (all but `blocks_per_group`).
+/// Dispatches the implicit matrix product that `params` describe (all but `blocks_per_group`). Where `moments` are wanted of a
+/// result that lies as the pixels do, gives the parts of it whose moments the kernel leaves, if it can.
 pub(super) fn lower_product(
     lowering: &mut Lowering<'_>,
     path: Path,
     mut params: ProductParams,
     groups: usize,
     operands: [Operand; 3],
-) -> Result<()> {
+    moments: bool,
+) -> Result<Option<Parts>> {
     let pixels = params.pixels as usize;
     let group_out = params.group_out_vectors as usize * 4;
-    // The kernel, workgroups along the pixels and along the channels of a group, and the constants.
-    let (kernel, pixel_blocks, blocks, constants) = match path {
+    // The kernel, workgroups along the pixels and along the channels of a group, and the constants; and the tile, where the
+    // kernel can leave moments.
+    let (kernel, pixel_blocks, blocks, constants, tile) = match path {
         Path::Subgroup(size) if suits_strips(&params) => {
             let width = params.grid_width as usize;
             let strips = pixels / width * width.div_ceil(SUBGROUP_PIXELS);
-            (&STRIP, strips.div_ceil(size as usize), 1, vec![("WORKGROUP", f64::from(size))])
+            (&STRIP, strips.div_ceil(size as usize), 1, vec![("WORKGROUP", f64::from(size))], None)
         }
         Path::Subgroup(size) => {
             let (wide, blocks) = subgroup_columns(group_out);
             let constants = vec![("WORKGROUP", f64::from(size)), ("WIDE", f64::from(u8::from(wide)))];
-            (&SUBGROUP, pixels.div_ceil(size as usize * SUBGROUP_PIXELS), blocks, constants)
+            (&SUBGROUP, pixels.div_ceil(size as usize * SUBGROUP_PIXELS), blocks, constants, None)
         }
         Path::Tiled(tile) => {
-            let (pixel_blocks, blocks, constants) = tile_grid(tile, pixels, group_out, groups);
-            (&TILED, pixel_blocks, blocks, constants.to_vec())
+            let tile = tile.unwrap_or_else(|| Tile::choose(pixels, group_out, groups));
+            let flag = ("MOMENTS", f64::from(u8::from(moments)));
+            let constants = tile.constants().into_iter().chain([flag]).collect();
+            (&TILED, tile.row_blocks(pixels), tile.column_blocks(group_out), constants, Some(tile))
         }
         Path::Direct | Path::Depthwise => {
             return Err(Error::graph("a direct convolution is no matrix product", "use its own kernel"));
@@ -456,7 +462,16 @@ pub(super) fn lower_product(
     params.blocks_per_group = lowering.size(blocks)?;
     let [x, y, _] = lowering.fold(pixel_blocks)?;
     let grid = [lowering.size(groups * blocks)?, x, y];
-    lowering.dispatch(kernel, &constants, &params, &operands, grid)
+    let Some(tile) = tile else {
+        return lowering.dispatch(kernel, &constants, &params, &operands, grid).map(|()| None);
+    };
+    let channels = params.out_vectors as usize * 4;
+    // Without moments nothing is written there, but a kernel has one set of bindings.
+    let bytes = if moments { 8 * pixel_blocks * channels } else { 16 };
+    let partial = lowering.workspace(bytes as u64);
+    let [x, weight, y] = operands;
+    lowering.dispatch(kernel, &constants, &params, &[x, weight, y, partial], grid)?;
+    Ok(moments.then_some(Parts { partial, count: pixel_blocks, rows: tile.rows as usize }))
 }
 
 crate::param_block! {

@@ -1,4 +1,4 @@
-//! Cases of [`matmul`](super::matmul).
+//! The products on which `matmul` is tried.
 
 use crate::case::{Case, normal};
 use crate::ops::matmul::{MatMul, Variant};
@@ -39,6 +39,7 @@ fn single(label: &str, op: MatMul, extents: [usize; 3]) -> Case {
     product(&format!("{label} {}", name(op)), op, extents, [&[], &[]], false, 1.0)
 }
 
+/// The cases of the op.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (transpose_a, transpose_b) in EVERY_TRANSPOSE {

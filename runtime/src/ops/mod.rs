@@ -29,6 +29,7 @@ pub mod l2_normalize;
 pub mod loss_scale;
 pub mod matmul;
 mod matmul_cases;
+mod moments;
 pub mod prelu;
 pub mod reshape;
 pub mod scale;
