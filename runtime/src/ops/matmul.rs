@@ -18,7 +18,7 @@ use crate::host::Array;
 use crate::kernel::{Kernel, ParamBlock, read, write};
 use crate::op::{Bound, Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_one};
 use crate::ops::{matmul_cases, sum_rows};
-use crate::{Caps, Error, Result, Shape, TensorDesc};
+use crate::{Caps, DType, Error, Result, Shape, TensorDesc};
 
 crate::param_block! {
     /// Parameters of every `matmul*.wgsl`.
@@ -357,6 +357,9 @@ impl Op for MatMul {
                 ));
             }
         };
+        if [a, b].iter().any(|desc| desc.dtype != DType::F32) {
+            return Err(Error::shape("matmul", format!("a {a} and b {b}"), "f32, all that its kernels know"));
+        }
         let (Extents { m, n, .. }, outer) = self.extents(&a.shape, &b.shape)?;
         if let Some(bias) = bias.filter(|bias| **bias != TensorDesc::f32([n])) {
             return Err(Error::shape("matmul", format!("bias {bias}"), format!("f32[{n}]")));
