@@ -39,7 +39,7 @@ struct Manifest {
     state_bytes: u64,
     state_sha256: String,
     body: serde_json::Value,
-    /// SHA-256 of this manifest, without spaces and with an empty string here.
+    /// SHA-256 of this manifest with an empty string here.
     sha256: String,
 }
 
@@ -250,7 +250,9 @@ impl Checkpoints {
             let found = format!("format {} (written by {})", manifest.format, manifest.producer);
             return Err(Error::data(path.display().to_string(), found, format!("format {FORMAT}"), hint));
         }
-        if manifest.checksum()? != manifest.sha256 || manifest.step != step {
+        // A number can be spelt in several ways: what was written is compared and not only what it means.
+        let spelt = serde_json::to_string(&manifest).map_err(|error| Error::io(&path, error.into()))?;
+        if spelt != text || manifest.checksum()? != manifest.sha256 || manifest.step != step {
             return Err(wrong("contents that were changed".into(), "what its checksum says"));
         }
         let state = folder.join(STATE);
@@ -427,6 +429,21 @@ mod tests {
         std::fs::remove_file(first.join(MANIFEST)).unwrap();
         let error = checkpoints.newest::<Body>(|_| {}).unwrap_err();
         assert!(error.to_string().contains("1 checkpoints, all of them damaged"), "{error}");
+    }
+
+    #[test]
+    fn a_change_that_leaves_every_number_as_it_was_is_seen() {
+        let run = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::of(run.path());
+        write(&checkpoints, 1);
+        // Each of these is one bit away from its other spelling.
+        for (step, from, to) in [(4, "1e-308", "1E-308"), (3, "0000004", "0000005"), (2, "}", "} ")] {
+            let manifest = write(&checkpoints, step).join(MANIFEST);
+            let text = std::fs::read_to_string(&manifest).unwrap();
+            assert!(text.contains(from), "{text}");
+            std::fs::write(&manifest, text.replace(from, to)).unwrap();
+            assert_eq!(newest(&checkpoints).0, Some(1), "{to}");
+        }
     }
 
     proptest! {
