@@ -299,7 +299,14 @@ fn step(device: &Arc<Device>, arch: &str, batch: usize, classes: usize, element:
 fn head(device: &Arc<Device>, batch: usize, classes: usize, dim: usize) -> Outcome<Ready> {
     let mut config = Config::from_toml(
         "data.train = \"-\"\ntrain.out = \"-\"",
-        &[format!("train.batch_size={batch}"), format!("model.embedding={dim}")],
+        // The form is chosen for a whole step; a network that fits any adapter stands for the rest of it.
+        &[
+            format!("train.batch_size={batch}"),
+            format!("model.embedding={dim}"),
+            "model.arch=ir18".into(),
+            "model.input=[32,32]".into(),
+            "model.width=8".into(),
+        ],
     )?;
     config = resolve_form(&config, classes, device.caps())?;
     let settings = HeadSettings { form: config.head.form, ..HeadSettings::default() };

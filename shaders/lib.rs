@@ -2,7 +2,8 @@
 //!
 //! A file is valid WGSL as it stands; tile sizes are `override` constants set by the Rust side. Where elements may be stored
 //! in 16 bits, the file declares them as `Elem`, on a line of its own, [`ELEMENT`]: its 16-bit form is the same text with that
-//! line for the other type, and all arithmetic is in 32 bits in both.
+//! line for the other type. All arithmetic is in 32 bits in both, except that cooperative matrices multiply what is stored.
+//! Kernels on those declare matrices of 8 x 8; a second form of the same text has 16 x 16.
 
 use std::borrow::Cow;
 
@@ -14,21 +15,65 @@ pub fn has_half(source: &str) -> bool {
     source.contains(ELEMENT)
 }
 
-/// The form of a shader that stores its elements in 16 bits.
-pub fn in_half(source: &str) -> String {
-    format!("enable f16;\n{}", source.replace(ELEMENT, "alias Elem = f16;"))
+/// The line that declares rows and columns of cooperative matrices, and what their types begin with.
+const MATRIX_SIDE: [&str; 2] = ["const SIDE: u32 = 8u;", "coop_mat8x8<"];
+
+/// The same for the large ones.
+const LARGE_MATRIX_SIDE: [&str; 2] = ["const SIDE: u32 = 16u;", "coop_mat16x16<"];
+
+/// Whether a shader is on cooperative matrices.
+pub fn has_matrices(source: &str) -> bool {
+    source.contains("enable wgpu_cooperative_matrix;")
 }
 
-/// Every module as it is handed to a driver, sorted by name: each shader, and its 16-bit form as `NAME.f16` where it has one.
-pub fn modules() -> Vec<(String, Cow<'static, str>)> {
-    let mut all = Vec::new();
-    for &(name, source) in SHADERS {
-        all.push((name.to_string(), Cow::Borrowed(source)));
+/// A form of a shader: what is made of its text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Form {
+    /// Whether its elements are stored in 16 bits rather than 32.
+    pub half: bool,
+    /// Whether its cooperative matrices are 16 x 16 rather than 8 x 8.
+    pub large_matrices: bool,
+}
+
+impl Form {
+    /// Every form that `source` has, as it stands first. Large matrices have 16-bit elements: no unit multiplies others.
+    pub fn all(source: &str) -> Vec<Self> {
+        let mut all = vec![Self::default()];
         if has_half(source) {
-            all.push((format!("{name}.f16"), Cow::Owned(in_half(source))));
+            all.push(Self { half: true, ..Self::default() });
+            all.extend(has_matrices(source).then_some(Self { half: true, large_matrices: true }));
         }
+        all
     }
-    all
+
+    /// The text of this form of `source`.
+    pub fn of(self, source: &'static str) -> Cow<'static, str> {
+        let mut text = Cow::Borrowed(source);
+        if self.large_matrices {
+            for (small, large) in MATRIX_SIDE.into_iter().zip(LARGE_MATRIX_SIDE) {
+                text = text.replace(small, large).into();
+            }
+        }
+        if self.half {
+            text = format!("enable f16;\n{}", text.replace(ELEMENT, "alias Elem = f16;")).into();
+        }
+        text
+    }
+
+    /// What this form of the shader `name` is called.
+    pub fn name(self, name: &str) -> String {
+        let half = if self.half { ".f16" } else { "" };
+        let large = if self.large_matrices { ".16x16" } else { "" };
+        format!("{name}{half}{large}")
+    }
+}
+
+/// Every module as it is handed to a driver, sorted by name: each shader in all of its forms.
+pub fn modules() -> Vec<(String, Cow<'static, str>)> {
+    let forms = |&(name, source): &(&str, &'static str)| {
+        Form::all(source).into_iter().map(move |form| (form.name(name), form.of(source))).collect::<Vec<_>>()
+    };
+    SHADERS.iter().flat_map(forms).collect()
 }
 
 /// One row of the table: the shader's name and its source.
@@ -77,18 +122,21 @@ shaders! {
     "class_update_uniface",
     "concat_rows",
     "conv2d",
+    "conv2d_cooperative",
     "conv2d_depthwise",
     "conv2d_depthwise_grad_weight",
     "conv2d_direct",
     "conv2d_grad_input",
     "conv2d_grad_input_weight",
     "conv2d_grad_weight",
+    "conv2d_grad_weight_cooperative",
     "conv2d_grad_weight_direct",
     "conv2d_grad_weight_strip",
     "conv2d_grad_weight_subgroup",
     "conv2d_pad",
     "conv2d_subgroup",
     "conv2d_subgroup_strip",
+    "cooperative_test",
     "dropout",
     "epl_update",
     "fill",
@@ -126,6 +174,9 @@ shaders! {
     "target_cosine",
     "uniface_loss",
     "uniface_loss_grad",
+    "winograd_input",
+    "winograd_output",
+    "winograd_weight",
 }
 
 /// The source of the shader called `name`, or `None` if there is none.
@@ -149,19 +200,25 @@ mod tests {
 
     #[test]
     fn what_is_stored_in_16_bits_is_declared_on_a_line_of_its_own_and_used() {
-        let mut halves = 0;
+        let mut forms = 0;
         for (name, text) in SHADERS {
             let lines = text.lines().filter(|line| *line == ELEMENT).count();
             assert_eq!(text.matches(ELEMENT).count(), lines, "{name}");
             assert!(lines <= 1, "{name}");
             assert_eq!(
-                text.contains("Elem>"),
+                text.contains("Elem>") || text.contains("<Elem,"),
                 lines == 1,
                 "{name} has Elem without its line, or the reverse"
             );
-            halves += lines;
+            let large = MATRIX_SIDE.map(|part| text.matches(part).count());
+            if has_matrices(text) {
+                assert_eq!((lines, large), (1, [1, 3]), "{name}");
+            } else {
+                assert_eq!(large, [0, 0], "{name}");
+            }
+            forms += Form::all(text).len();
         }
-        assert_eq!(modules().len(), SHADERS.len() + halves);
+        assert_eq!(modules().len(), forms);
         assert!(modules().is_sorted_by(|a, b| a.0 < b.0));
     }
 }

@@ -1,6 +1,6 @@
 //! What an adapter can do, as far as lowering depends on it. Plain data, so that a plan can be made without a GPU.
 
-use crate::TensorDesc;
+use crate::{DType, TensorDesc};
 
 /// Subgroup sizes of an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,6 +9,15 @@ pub struct SubgroupSizes {
     pub min: u32,
     /// The largest.
     pub max: u32,
+}
+
+/// Rows and columns of the cooperative matrices that an adapter multiplies, by the type of what is multiplied; sums are f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MatrixSides {
+    /// For f32.
+    pub f32: Option<u32>,
+    /// For f16.
+    pub f16: Option<u32>,
 }
 
 /// Limits and optional features that the choice of kernels and grids depends on.
@@ -20,6 +29,8 @@ pub struct Caps {
     pub subgroups: Option<SubgroupSizes>,
     /// Whether shaders may use 16-bit floats.
     pub f16: bool,
+    /// Cooperative matrices, where the adapter's were tested and are enabled.
+    pub matrices: MatrixSides,
     /// Largest storage binding in bytes.
     pub max_binding_bytes: u64,
     /// Largest buffer in bytes.
@@ -40,6 +51,7 @@ impl Caps {
         cpu: false,
         subgroups: None,
         f16: false,
+        matrices: MatrixSides { f32: None, f16: None },
         max_binding_bytes: 128 << 20,
         max_buffer_bytes: 256 << 20,
         offset_alignment: 256,
@@ -70,6 +82,15 @@ const BUFFER_UNIT: u64 = 256;
 pub const ROW_ALIGNMENT: usize = 64;
 
 impl Caps {
+    /// Rows and columns of the cooperative matrices of `element`, where there are any.
+    pub fn matrix_side(&self, element: DType) -> Option<u32> {
+        match element {
+            DType::F32 => self.matrices.f32,
+            DType::F16 => self.matrices.f16,
+            _ => None,
+        }
+    }
+
     /// The byte ranges `(offset, length)` of the buffers that hold a persistent tensor: one where the adapter has buffers
     /// that large, else as few as possible, split between rows (the slices of the outermost dimension). Vectors are
     /// never split, since they are arenas that others hold views of.

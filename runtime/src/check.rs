@@ -315,12 +315,13 @@ pub fn run_speed(device: &Arc<Device>, case: &Case, repeats: usize) -> Result<Sp
 
 /// Differences between a kernel's Rust declaration and its WGSL; empty where they agree.
 pub fn check_kernel(kernel: &Kernel) -> Vec<String> {
-    let Some(source) = kernel.source() else {
-        return vec![format!("shader {} is not in the table", kernel.shader)];
-    };
-    let mut faults = check_module(kernel, source);
-    if let Some(half) = kernel.source_for(true).filter(|_| kernel.has_half()) {
-        faults.extend(check_module(kernel, &half).into_iter().map(|fault| format!("in 16 bits: {fault}")));
+    let mut faults = Vec::new();
+    for half in kernel.halves() {
+        let Some(source) = kernel.source_for(half) else {
+            return vec![format!("shader {} is not in the table", kernel.shader)];
+        };
+        let name = kernel.module_name(half);
+        faults.extend(check_module(kernel, &source).into_iter().map(|fault| format!("{name}: {fault}")));
     }
     faults
 }
@@ -328,7 +329,7 @@ pub fn check_kernel(kernel: &Kernel) -> Vec<String> {
 fn check_module(kernel: &Kernel, source: &str) -> Vec<String> {
     let module = match naga::front::wgsl::parse_str(source) {
         Ok(module) => module,
-        Err(error) => return vec![format!("{}: {}", kernel.shader, error.emit_to_string(source))],
+        Err(error) => return vec![error.emit_to_string(source)],
     };
     let mut faults = Vec::new();
     if !module.entry_points.iter().any(|entry| entry.name == kernel.entry) {

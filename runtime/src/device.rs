@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::caps::{Caps, SubgroupSizes};
+use crate::caps::{Caps, MatrixSides, SubgroupSizes};
 use crate::counters::{CounterSnapshot, Counters};
+use crate::matrix_unit;
 use crate::pipeline_file::{PipelineFile, kernel_fingerprint};
 use crate::pipelines::{Pipeline, PipelineSpec, Pipelines};
 use crate::{Error, Result};
@@ -24,6 +25,8 @@ pub struct DeviceOptions {
     pub webgpu_limits: bool,
     /// On a CPU adapter, choose the kernels, tiles and splits of a GPU. For testing them where there is none.
     pub gpu_kernels: bool,
+    /// Leave the adapter's matrix unit alone.
+    pub no_matrices: bool,
     /// Do as if a binding held no more than this many bytes. For testing tensors that take several.
     pub max_binding_bytes: Option<u64>,
     /// Do as if a buffer held no more than this many bytes. For testing tensors that take several.
@@ -110,11 +113,16 @@ fn caps_of(adapter: &wgpu::Adapter, webgpu_limits: bool) -> Caps {
         cpu,
         subgroups,
         f16: adapter.features().contains(wgpu::Features::SHADER_F16),
+        // Only an open device can test them.
+        matrices: MatrixSides::default(),
         max_binding_bytes: limits.max_storage_buffer_binding_size.min((1 << 31) - 4),
         max_buffer_bytes: limits.max_buffer_size,
         offset_alignment: u64::from(limits.min_storage_buffer_offset_alignment).max(256),
         max_grid: limits.max_compute_workgroups_per_dimension,
-        max_invocations: limits.max_compute_invocations_per_workgroup,
+        // Those of workgroups with one dimension.
+        max_invocations: limits
+            .max_compute_invocations_per_workgroup
+            .min(limits.max_compute_workgroup_size_x),
         max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
     }
 }
@@ -199,11 +207,38 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Device {
-    /// Opens the adapter that `options` name.
+    /// Opens the adapter that `options` name. Its matrix unit is tested, and used only if it passes.
     pub fn open(options: &DeviceOptions) -> Result<Arc<Self>> {
         let (index, adapter) = choose(enumerate(), options.select.as_deref())?;
-        let description = describe(index, &adapter);
-        let mut caps = caps_of(&adapter, options.webgpu_limits);
+        let claimed = if options.webgpu_limits || options.no_matrices {
+            MatrixSides::default()
+        } else {
+            matrix_unit::claimed(&adapter)
+        };
+        let mut device = Self::open_adapter(options, index, &adapter, claimed != MatrixSides::default())?;
+        let widest = device.caps.subgroups.map(|sizes| sizes.max);
+        if let Some(subgroup) = widest.filter(|_| claimed != MatrixSides::default()) {
+            match matrix_unit::tested(&device, claimed, subgroup, &|line| options.warn(line)) {
+                Ok(sides) => device.caps.matrices = sides,
+                Err(error) => {
+                    options.warn(&format!("cooperative matrices are not used: {error}"));
+                    // What a driver that failed once does next is anybody's guess.
+                    let (index, adapter) = choose(enumerate(), options.select.as_deref())?;
+                    device = Self::open_adapter(options, index, &adapter, false)?;
+                }
+            }
+        }
+        Ok(Arc::new(device))
+    }
+
+    fn open_adapter(
+        options: &DeviceOptions,
+        index: usize,
+        adapter: &wgpu::Adapter,
+        matrices: bool,
+    ) -> Result<Self> {
+        let description = describe(index, adapter);
+        let mut caps = caps_of(adapter, options.webgpu_limits);
         caps.cpu &= !options.gpu_kernels;
         caps.max_buffer_bytes = caps.max_buffer_bytes.min(options.max_buffer_bytes.unwrap_or(u64::MAX));
         caps.max_binding_bytes = caps.max_binding_bytes.min(options.max_binding_bytes.unwrap_or(u64::MAX));
@@ -213,12 +248,19 @@ impl Device {
             features = wgpu::Features::TIMESTAMP_QUERY;
         }
         features |= wgpu::Features::PIPELINE_CACHE;
+        if matrices {
+            features |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+        }
+        // SAFETY: the one experimental feature is that of cooperative matrices, whose kernels are compared with references
+        // like all others, and which is used where the adapter passes a test of its own.
+        let experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
         features &= adapter.features();
         let limits = if options.webgpu_limits { wgpu::Limits::default() } else { adapter.limits() };
         let request = wgpu::DeviceDescriptor {
             label: Some("epl"),
             required_features: features,
             required_limits: limits,
+            experimental_features,
             ..Default::default()
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&request))
@@ -243,7 +285,7 @@ impl Device {
                 PipelineFile::open(&device, folder, &fingerprint, &vendor, &|line| options.warn(line))
             },
         );
-        Ok(Arc::new(Self {
+        Ok(Self {
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             description,
             caps,
@@ -254,7 +296,7 @@ impl Device {
             pipelines: Pipelines::new(options.shader_checks, file),
             fingerprint,
             failure,
-        }))
+        })
     }
 
     /// The adapter.

@@ -3,7 +3,12 @@
 //! Every kernel has its parameter block at `@group(0) @binding(0)` (a uniform buffer) and its tensors at bindings
 //! 1, 2, ... of the same group (storage buffers), in the order of [`Kernel::bindings`].
 
+use std::borrow::Cow;
+
 use bytemuck::Pod;
+
+use crate::caps::Caps;
+use crate::dtype::DType;
 
 /// How a kernel uses a binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -123,8 +128,40 @@ pub struct Kernel {
     pub bindings: &'static [Binding],
     /// The names of the `override` constants that a dispatch may set.
     pub constants: &'static [&'static str],
-    /// Whether the kernel uses subgroup operations; it may then only be dispatched where the adapter has them.
-    pub subgroups: bool,
+    /// What the adapter must have.
+    pub needs: Needs,
+}
+
+/// An optional feature that a kernel needs; it may only be dispatched where the adapter has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Needs {
+    /// Nothing beyond WebGPU.
+    Nothing,
+    /// Subgroup operations.
+    Subgroups,
+    /// Cooperative matrices of so many rows and columns: the kernel is that form of its shader.
+    Matrices(u32),
+}
+
+impl Needs {
+    /// Whether an adapter has it, for elements that are stored, and multiplied, as `element`.
+    pub fn met_by(self, caps: &Caps, element: DType) -> bool {
+        match self {
+            Self::Nothing => true,
+            Self::Subgroups => caps.subgroups.is_some(),
+            Self::Matrices(side) => caps.matrix_side(element) == Some(side),
+        }
+    }
+}
+
+impl std::fmt::Display for Needs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Nothing => write!(f, "nothing"),
+            Self::Subgroups => write!(f, "subgroups"),
+            Self::Matrices(side) => write!(f, "cooperative matrices of {side}x{side}"),
+        }
+    }
 }
 
 impl Kernel {
@@ -138,9 +175,25 @@ impl Kernel {
         self.source().is_some_and(epl_shaders::has_half)
     }
 
+    /// Which form of its shader the kernel is, for elements that are stored in 16 bits, or in 32.
+    pub fn form(&self, half: bool) -> epl_shaders::Form {
+        epl_shaders::Form { half, large_matrices: self.needs == Needs::Matrices(16) }
+    }
+
     /// The WGSL source for elements that are stored in 16 bits, or in 32.
-    pub fn source_for(&self, half: bool) -> Option<std::borrow::Cow<'static, str>> {
-        let source = self.source()?;
-        Some(if half { epl_shaders::in_half(source).into() } else { source.into() })
+    pub fn source_for(&self, half: bool) -> Option<Cow<'static, str>> {
+        Some(self.form(half).of(self.source()?))
+    }
+
+    /// What that source is called in `epl_shaders::modules`.
+    pub fn module_name(&self, half: bool) -> String {
+        self.form(half).name(self.shader)
+    }
+
+    /// The forms that the kernel has, each as whether elements are stored in 16 bits: no unit multiplies large matrices of
+    /// 32-bit elements.
+    pub fn halves(&self) -> impl Iterator<Item = bool> + use<> {
+        let (half, large) = (self.has_half(), self.needs == Needs::Matrices(16));
+        [false, true].into_iter().filter(move |&wanted| if wanted { half } else { !large })
     }
 }

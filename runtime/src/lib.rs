@@ -29,6 +29,7 @@ pub mod host;
 pub mod inspect;
 pub mod interpret;
 pub mod kernel;
+pub mod matrix_unit;
 pub mod memory;
 pub mod op;
 pub mod ops;

@@ -381,8 +381,11 @@ impl<'a> Lowering<'a> {
                 "a declared constant".into(),
             );
         }
-        if kernel.subgroups && self.caps.subgroups.is_none() {
-            return wrong(format!("kernel {} needs subgroups", kernel.shader), "an adapter with them".into());
+        if !kernel.needs.met_by(self.caps, self.element) {
+            return wrong(
+                format!("kernel {} needs {}", kernel.shader, kernel.needs),
+                "an adapter with them".into(),
+            );
         }
         if grid.iter().any(|&n| n > self.caps.max_grid) {
             return Err(Error::Limit {

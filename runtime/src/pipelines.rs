@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
+use epl_shaders::Form;
+
 use crate::counters::Counters;
 use crate::kernel::{Access, Kernel};
 use crate::pipeline_file::PipelineFile;
@@ -43,7 +45,7 @@ type Module = Arc<OnceLock<Result<wgpu::ShaderModule>>>;
 pub(crate) struct Pipelines {
     /// Keep wgpu's bounds and loop checks in the shaders, and have workgroup memory zeroed.
     checks: bool,
-    modules: Mutex<HashMap<(&'static str, bool), Module>>,
+    modules: Mutex<HashMap<(&'static str, Form), Module>>,
     pipelines: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,
     file: Option<PipelineFile>,
 }
@@ -129,7 +131,7 @@ impl Pipelines {
 
     fn module(&self, device: &wgpu::Device, spec: &PipelineSpec<'_>) -> Result<wgpu::ShaderModule> {
         let kernel = spec.kernel;
-        let cell = lock(&self.modules).entry((kernel.shader, spec.half)).or_default().clone();
+        let cell = lock(&self.modules).entry((kernel.shader, kernel.form(spec.half))).or_default().clone();
         cell.get_or_init(|| {
             let source = kernel
                 .source_for(spec.half)

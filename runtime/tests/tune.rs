@@ -8,7 +8,7 @@ use std::time::Duration;
 use epl_runtime::case::{Case, normal};
 use epl_runtime::check::run_case_with;
 use epl_runtime::choice::{Choices, RULE, key};
-use epl_runtime::kernel::{Kernel, ParamBlock, read, write};
+use epl_runtime::kernel::{Kernel, Needs, ParamBlock, read, write};
 use epl_runtime::op::{Bound, Cost, Lowering, Op, Operand, push_one};
 use epl_runtime::ops::conv2d::{Conv2d, conv2d};
 use epl_runtime::ops::conv2d_grad_input::Conv2dGradInput;
@@ -40,7 +40,7 @@ static SCALE: Kernel = Kernel {
     params: ScaleParams::FIELDS,
     bindings: &[read("x"), write("y")],
     constants: &[],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// `y = 2 x`, by rule with much work for nothing, and with variants of which one is right.

@@ -1,10 +1,11 @@
 //! `epl devices`: the adapters, what they offer and what that allows.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 
 use clap::Args;
 use epl_runtime::device::{AdapterDescription, adapters};
-use epl_runtime::{Device, Error as RuntimeError};
+use epl_runtime::{DType, Device, Error as RuntimeError};
 use serde::Serialize;
 
 use super::ops::all_ops;
@@ -40,7 +41,7 @@ struct Adapter {
     limits: Limits,
     features: Features,
     /// The kinds of kernels that ops may choose from on it.
-    variants: Vec<&'static str>,
+    variants: Vec<String>,
     /// Kernels that it cannot run; ops that have them use another one there.
     unavailable_kernels: Vec<&'static str>,
     kernels: usize,
@@ -67,7 +68,7 @@ struct Features {
 impl Devices {
     pub fn run(&self, context: &Context) -> Result<Verdict> {
         let chosen = match Device::open(&context.device_options()) {
-            Ok(device) => Some(device.description().index),
+            Ok(device) => Some((device.description().index, device.caps().clone())),
             Err(error @ RuntimeError::NoAdapter { .. }) => return Err(error.into()),
             // An adapter whose driver fails is what one looks into the list for.
             Err(error) => {
@@ -75,8 +76,15 @@ impl Devices {
                 None
             }
         };
-        let adapters = adapters().into_iter().map(Adapter::from).collect();
-        context.present(&Listing { adapters, chosen })?;
+        let mut found = adapters();
+        // Only an open device has had its matrix unit tested.
+        if let Some((index, caps)) = &chosen
+            && let Some(used) = found.iter_mut().find(|adapter| adapter.index == *index)
+        {
+            used.caps = caps.clone();
+        }
+        let adapters = found.into_iter().map(Adapter::from).collect();
+        context.present(&Listing { adapters, chosen: chosen.map(|(index, _)| index) })?;
         Ok(Verdict::Done)
     }
 }
@@ -84,13 +92,20 @@ impl Devices {
 impl From<AdapterDescription> for Adapter {
     fn from(found: AdapterDescription) -> Self {
         let caps = &found.caps;
-        let mut kernels: Vec<_> =
-            all_ops().iter().flat_map(|entry| entry.kernels).map(|kernel| (kernel.shader, kernel)).collect();
-        kernels.sort_by_key(|(shader, _)| *shader);
-        kernels.dedup_by_key(|(shader, _)| *shader);
-        let mut variants = vec!["portable"];
-        variants.extend(caps.subgroups.map(|_| "subgroup"));
-        variants.extend(caps.cpu.then_some("cpu"));
+        // Whether the adapter can run a shader in any of its forms.
+        let mut kernels = BTreeMap::new();
+        for kernel in all_ops().iter().flat_map(|entry| entry.kernels) {
+            let element = |half| if half { DType::F16 } else { DType::F32 };
+            let usable = kernel.halves().any(|half| kernel.needs.met_by(caps, element(half)));
+            *kernels.entry(kernel.shader).or_insert(false) |= usable;
+        }
+        let mut variants = vec!["portable".to_owned()];
+        variants.extend(caps.subgroups.map(|_| "subgroup".to_owned()));
+        variants.extend(caps.cpu.then_some("cpu".to_owned()));
+        for element in [DType::F32, DType::F16] {
+            let side = caps.matrix_side(element);
+            variants.extend(side.map(|side| format!("cooperative {side}x{side} {element}")));
+        }
         Self {
             index: found.index,
             name: found.name,
@@ -113,7 +128,7 @@ impl From<AdapterDescription> for Adapter {
             variants,
             unavailable_kernels: kernels
                 .iter()
-                .filter(|(_, kernel)| kernel.subgroups && caps.subgroups.is_none())
+                .filter(|(_, usable)| !**usable)
                 .map(|(shader, _)| *shader)
                 .collect(),
             kernels: kernels.len(),

@@ -14,7 +14,7 @@
 
 use epl_runtime::case::{Case, OpEntry};
 use epl_runtime::host::Array;
-use epl_runtime::kernel::{Kernel, ParamBlock, read, write};
+use epl_runtime::kernel::{Kernel, Needs, ParamBlock, read, write};
 use epl_runtime::op::{Bound, Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_many};
 use epl_runtime::ops::matmul::{MatMul, Product};
 use epl_runtime::ops::reshape::reshape;
@@ -131,7 +131,7 @@ static TARGET: Kernel = Kernel {
         write("cosine"),
     ],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 static MARGIN: Kernel = Kernel {
@@ -140,7 +140,7 @@ static MARGIN: Kernel = Kernel {
     params: MarginTileParams::FIELDS,
     bindings: &[read("inverse"), read("labels"), write("tile"), write("running"), write("decay")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 static UNIFACE: Kernel = Kernel {
@@ -157,7 +157,7 @@ static UNIFACE: Kernel = Kernel {
         write("dbias"),
     ],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 static ADD: Kernel = Kernel {
@@ -166,7 +166,7 @@ static ADD: Kernel = Kernel {
     params: AddParams::FIELDS,
     bindings: &[read("share"), read("decay"), write("dx")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 static FINISH: Kernel = Kernel {
@@ -175,7 +175,7 @@ static FINISH: Kernel = Kernel {
     params: FinishParams::FIELDS,
     bindings: &[read("labels"), read("unit"), read("cosine"), write("running"), write("dx"), write("loss")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// The registry's entry.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use epl_runtime::case::{Case, OpEntry};
 use epl_runtime::host::Array;
-use epl_runtime::kernel::{Kernel, ParamBlock, read, write};
+use epl_runtime::kernel::{Kernel, Needs, ParamBlock, read, write};
 use epl_runtime::op::{Bound, Cost, Lowering, Op, Operand, Record, TensorId};
 use epl_runtime::ops::grad_norm;
 use epl_runtime::ops::matmul::{MatMul, Product};
@@ -101,7 +101,7 @@ static MARGIN_GRAD: Kernel = Kernel {
     params: MarginGradParams::FIELDS,
     bindings: &[read("inverse"), read("labels"), read("state"), write("tile")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 static UNIFACE_GRAD: Kernel = Kernel {
@@ -110,7 +110,7 @@ static UNIFACE_GRAD: Kernel = Kernel {
     params: UniFaceGradParams::FIELDS,
     bindings: &[read("inverse"), read("labels"), read("bias"), write("tile")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 static ROW_SGD: Kernel = Kernel {
@@ -127,7 +127,7 @@ static ROW_SGD: Kernel = Kernel {
         write("partial"),
     ],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 const KERNELS: &[&Kernel] =

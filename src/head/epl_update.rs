@@ -10,7 +10,7 @@
 
 use epl_runtime::case::{Case, Input, OpEntry, constant, integers, matrix, normal, words};
 use epl_runtime::host::Array;
-use epl_runtime::kernel::{Kernel, ParamBlock, read, write};
+use epl_runtime::kernel::{Kernel, Needs, ParamBlock, read, write};
 use epl_runtime::op::{Bound, Cost, Lowering, Op, Operand, Record, TensorId, push_many};
 use epl_runtime::{DType, Error, Result, TensorDesc};
 
@@ -41,7 +41,7 @@ static EPL_UPDATE: Kernel = Kernel {
     params: EplUpdateParams::FIELDS,
     bindings: &[read("x"), read("labels"), write("queue")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// The registry's entry.

@@ -9,7 +9,7 @@
 
 use epl_runtime::case::{Case, Input, OpEntry, constant, floats, integers, matrix, uniform, words};
 use epl_runtime::host::Array;
-use epl_runtime::kernel::{Kernel, ParamBlock, read, write};
+use epl_runtime::kernel::{Kernel, Needs, ParamBlock, read, write};
 use epl_runtime::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_many, push_one};
 use epl_runtime::{Error, Result, TensorDesc};
 
@@ -44,7 +44,7 @@ static MARGIN_LOSS: Kernel = Kernel {
     params: MarginLossParams::FIELDS,
     bindings: &[read("cosines"), read("labels"), write("loss"), write("peak"), write("log_sum")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 static MARGIN_LOSS_GRAD: Kernel = Kernel {
@@ -60,7 +60,7 @@ static MARGIN_LOSS_GRAD: Kernel = Kernel {
         write("dcosines"),
     ],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// The registry's entry for [`MarginLoss`].

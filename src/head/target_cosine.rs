@@ -6,7 +6,7 @@
 
 use epl_runtime::case::{Case, OpEntry, constant, integers, normal, words};
 use epl_runtime::host::Array;
-use epl_runtime::kernel::{Kernel, ParamBlock, read, write};
+use epl_runtime::kernel::{Kernel, Needs, ParamBlock, read, write};
 use epl_runtime::op::{Bound, Cost, Lowering, Op, Operand, Record, TensorId, push_one};
 use epl_runtime::{DType, Error, Result, TensorDesc};
 
@@ -37,7 +37,7 @@ static TARGET_COSINE: Kernel = Kernel {
     params: TargetCosineParams::FIELDS,
     bindings: &[read("table"), read("x"), read("labels"), write("cosine")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// The registry's entry.

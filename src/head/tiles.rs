@@ -9,7 +9,7 @@
 
 use epl_runtime::caps::{ROW_ALIGNMENT, RowRange};
 use epl_runtime::host::Array;
-use epl_runtime::kernel::{Kernel, ParamBlock, read, write};
+use epl_runtime::kernel::{Kernel, Needs, ParamBlock, read, write};
 use epl_runtime::op::{Bound, Lowering, Operand};
 use epl_runtime::ops::matmul::{MatMul, Product};
 use epl_runtime::{Caps, Result};
@@ -48,7 +48,7 @@ static GATHER: Kernel = Kernel {
     params: GatherParams::FIELDS,
     bindings: &[read("table"), read("classes"), write("tile")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 static NORMS: Kernel = Kernel {
@@ -57,7 +57,7 @@ static NORMS: Kernel = Kernel {
     params: NormsParams::FIELDS,
     bindings: &[read("prototypes"), write("inverse")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// Kernels of a walk itself: what begins a tile, and products.

@@ -9,7 +9,7 @@
 
 use epl_runtime::case::{Case, Input, OpEntry, constant, floats, integers, uniform, words};
 use epl_runtime::host::Array;
-use epl_runtime::kernel::{Kernel, ParamBlock, read, write};
+use epl_runtime::kernel::{Kernel, Needs, ParamBlock, read, write};
 use epl_runtime::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_many, push_one};
 use epl_runtime::ops::sum_rows;
 use epl_runtime::{Error, Result, TensorDesc};
@@ -38,7 +38,7 @@ static UNIFACE_LOSS: Kernel = Kernel {
     params: UniFaceLossParams::FIELDS,
     bindings: &[read("cosines"), read("labels"), read("bias"), write("loss")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 static UNIFACE_LOSS_GRAD: Kernel = Kernel {
@@ -54,7 +54,7 @@ static UNIFACE_LOSS_GRAD: Kernel = Kernel {
         write("partial"),
     ],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// The registry's entry for [`UniFaceLoss`].

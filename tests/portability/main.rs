@@ -12,11 +12,11 @@ use epl::config::Config;
 use epl::head::{EplSettings, HeadForm};
 use epl::train::step::{StepOptions, record_step};
 use epl::train::trainer::{spec_of, step_options};
-use epl_runtime::caps::SubgroupSizes;
+use epl_runtime::caps::{MatrixSides, SubgroupSizes};
 use epl_runtime::case::{Case, OpEntry};
-use epl_runtime::kernel::Kernel;
+use epl_runtime::kernel::{Kernel, Needs};
 use epl_runtime::op::{Cost, Dispatch, Lowering, Op, Operand};
-use epl_runtime::{Array, Caps, Plan, PlanOptions, Result as RuntimeResult, TensorDesc};
+use epl_runtime::{Array, Caps, DType, Plan, PlanOptions, Result as RuntimeResult, TensorDesc};
 use naga::AddressSpace;
 use naga::proc::Layouter;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
@@ -25,17 +25,16 @@ use modules::{Module, parse, parse_kernel, specialize, spir_v, translate};
 
 /// Storage buffers of a stage that WebGPU grants.
 const STORAGE_BUFFERS: usize = 8;
-/// Invocations along each dimension of a workgroup that WebGPU grants.
-const WORKGROUP_SIZE: [u32; 3] = [256, 256, 64];
 /// Images of the training step that is planned. The largest activation of IR-50 at 112x112 then fits the binding
 /// that WebGPU grants, so that the step can be planned for every adapter.
 const BATCH: usize = 32;
 
 /// The adapters that kernels are chosen for: WebGPU's floor, and the kinds of adapters that choices depend on.
-fn adapters() -> [(&'static str, Caps); 4] {
+fn adapters() -> [(&'static str, Caps); 5] {
     let discrete = Caps {
         subgroups: Some(SubgroupSizes { min: 32, max: 32 }),
         f16: true,
+        matrices: MatrixSides { f32: None, f16: Some(16) },
         max_binding_bytes: (1 << 31) - 4,
         max_buffer_bytes: 1 << 34,
         max_invocations: 1024,
@@ -49,8 +48,17 @@ fn adapters() -> [(&'static str, Caps); 4] {
             "software",
             Caps {
                 cpu: true,
+                matrices: MatrixSides::default(),
                 subgroups: Some(SubgroupSizes { min: 8, max: 8 }),
                 max_binding_bytes: 128 << 20,
+                max_workgroup_bytes: 32_768,
+                ..discrete.clone()
+            },
+        ),
+        (
+            "8x8 matrices",
+            Caps {
+                matrices: MatrixSides { f32: Some(8), f16: Some(8) },
                 max_workgroup_bytes: 32_768,
                 ..discrete.clone()
             },
@@ -79,15 +87,13 @@ fn cases() -> Vec<(&'static str, Case)> {
 /// Every kernel of both registries, once.
 fn kernels() -> Vec<&'static Kernel> {
     let mut seen = BTreeSet::new();
-    let all = registry().flat_map(|entry| entry.kernels).copied();
-    all.filter(|kernel| seen.insert((kernel.shader, kernel.entry))).collect()
+    let all = registry().flat_map(|entry| entry.kernels).chain(&epl_runtime::matrix_unit::KERNELS).copied();
+    all.filter(|kernel| seen.insert((kernel.shader, kernel.entry, kernel.needs))).collect()
 }
 
 /// Every kernel, once in each form that it has: with elements in 32 bits, and in 16.
 fn forms() -> impl Iterator<Item = (&'static Kernel, bool)> {
-    let halves =
-        |kernel: &'static Kernel| [false, true].into_iter().filter(|&half| !half || kernel.has_half());
-    kernels().into_iter().flat_map(move |kernel| halves(kernel).map(move |half| (kernel, half)))
+    kernels().into_iter().flat_map(|kernel| kernel.halves().map(move |half| (kernel, half)))
 }
 
 /// What of a specialised module exceeds an adapter's limits.
@@ -96,8 +102,9 @@ fn beyond_limits(module: &naga::Module, caps: &Caps) -> Vec<String> {
     for entry in &module.entry_points {
         let size = entry.workgroup_size;
         let invocations: u32 = size.iter().product();
-        if invocations > caps.max_invocations || size.iter().zip(WORKGROUP_SIZE).any(|(&n, limit)| n > limit)
-        {
+        // Adapters grant as many along the first dimension as in all (`Caps::max_invocations`), and WebGPU's along the others.
+        let limits = [caps.max_invocations, 256, 64];
+        if invocations > caps.max_invocations || size.iter().zip(limits).any(|(&n, limit)| n > limit) {
             faults.push(format!("workgroup size {size:?}; {} invocations are allowed", caps.max_invocations));
         }
     }
@@ -119,8 +126,9 @@ fn beyond_limits(module: &naga::Module, caps: &Caps) -> Vec<String> {
 /// What of a dispatch an adapter does not allow, whatever its module says.
 fn dispatch_faults(dispatch: &Dispatch, caps: &Caps) -> Vec<String> {
     let mut faults = Vec::new();
-    if dispatch.kernel.subgroups && caps.subgroups.is_none() {
-        faults.push("subgroup operations on an adapter without them".into());
+    let element = if dispatch.half { DType::F16 } else { DType::F32 };
+    if !dispatch.kernel.needs.met_by(caps, element) {
+        faults.push(format!("{} on an adapter without them", dispatch.kernel.needs));
     }
     if dispatch.kernel.bindings.len() > STORAGE_BUFFERS {
         faults.push(format!("{} storage buffers", dispatch.kernel.bindings.len()));
@@ -139,7 +147,7 @@ fn dispatch_faults(dispatch: &Dispatch, caps: &Caps) -> Vec<String> {
 /// A kernel with the constants of a dispatch.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Variant {
-    shader: &'static str,
+    module: String,
     entry: &'static str,
     half: bool,
     /// Names, and the bits of values.
@@ -165,7 +173,12 @@ fn collect(
                 .map(|fault| format!("{} ({place}): {fault}", kernel.shader)),
         );
         let constants = dispatch.constants.iter().map(|&(name, value)| (name, value.to_bits())).collect();
-        let variant = Variant { shader: kernel.shader, entry: kernel.entry, half: dispatch.half, constants };
+        let variant = Variant {
+            module: kernel.module_name(dispatch.half),
+            entry: kernel.entry,
+            half: dispatch.half,
+            constants,
+        };
         variants.entry(variant).or_insert_with(|| (kernel, place.to_string()));
     }
 }
@@ -259,7 +272,7 @@ fn every_variant_that_an_adapter_gets_is_translated_and_within_its_limits() {
     for (kernel, half) in forms() {
         // A module that does not parse is the other test's finding.
         let parsed = parse_kernel(kernel, half).ok();
-        modules.extend(parsed.map(|parsed| ((kernel.shader, kernel.entry, half), parsed)));
+        modules.extend(parsed.map(|parsed| ((kernel.module_name(half), kernel.entry), parsed)));
     }
     let cases = cases();
     for (name, caps) in adapters() {
@@ -267,7 +280,7 @@ fn every_variant_that_an_adapter_gets_is_translated_and_within_its_limits() {
         case_variants(&cases, name, &caps, &mut variants, &mut faults);
         step_variants(name, &caps, &mut variants, &mut faults);
         for (variant, (kernel, place)) in variants {
-            let Some(parsed) = modules.get(&(variant.shader, variant.entry, variant.half)) else { continue };
+            let Some(parsed) = modules.get(&(variant.module.clone(), variant.entry)) else { continue };
             let constants: Vec<(&str, f64)> =
                 variant.constants.iter().map(|&(name, bits)| (name, f64::from_bits(bits))).collect();
             let mut fault = |text: String| {
@@ -289,11 +302,13 @@ fn every_variant_that_an_adapter_gets_is_translated_and_within_its_limits() {
         }
     }
     report(&faults);
-    let dispatched: BTreeSet<_> = translated.iter().map(|v| (v.shader, v.entry, v.half)).collect();
+    let dispatched: BTreeSet<_> = translated.iter().map(|v| (v.module.clone(), v.entry)).collect();
     let never: Vec<_> = forms()
-        .map(|(kernel, half)| (kernel.shader, kernel.entry, half))
         // A cast between types that are the same is not recorded.
-        .filter(|(shader, _, half)| *half || !shader.starts_with("cast_"))
+        .filter(|(kernel, half)| *half || !kernel.shader.starts_with("cast_"))
+        // The runtime's own test of a matrix unit is no op's.
+        .filter(|(kernel, _)| kernel.shader != "cooperative_test")
+        .map(|(kernel, half)| (kernel.module_name(half), kernel.entry))
         .filter(|key| !dispatched.contains(key))
         .collect();
     assert!(never.is_empty(), "no case and no training step dispatches {never:?} on any adapter");
@@ -315,27 +330,27 @@ fn main(@builtin(local_invocation_index) i: u32) {
 
 #[test]
 fn what_is_not_wgsl_or_not_plain_webgpu_is_refused() {
-    assert!(parse(EXAMPLE, false).is_ok());
+    assert!(parse(EXAMPLE, Needs::Nothing).is_ok());
     let broken = EXAMPLE.replace("workgroupBarrier();", "workgroupBarrier()");
-    assert!(parse(&broken, false).err().unwrap().contains("expected"));
+    assert!(parse(&broken, Needs::Nothing).err().unwrap().contains("expected"));
     let invalid = EXAMPLE.replace("= tile[i].y", "= 1u");
-    assert!(parse(&invalid, false).is_err(), "a wrong type");
+    assert!(parse(&invalid, Needs::Nothing).is_err(), "a wrong type");
     let subgroups = EXAMPLE.replace("= tile[i].y", "= subgroupAdd(tile[i].y)");
-    assert!(parse(&subgroups, false).is_err(), "an undeclared optional feature");
-    assert!(parse(&subgroups, true).is_ok());
+    assert!(parse(&subgroups, Needs::Nothing).is_err(), "an undeclared optional feature");
+    assert!(parse(&subgroups, Needs::Subgroups).is_ok());
     let wide = EXAMPLE.replace("array<f32>", "array<f64>");
-    assert!(parse(&wide, true).is_err(), "64-bit floats are an optional feature");
+    assert!(parse(&wide, Needs::Subgroups).is_err(), "64-bit floats are an optional feature");
 }
 
 #[test]
 fn what_a_writer_cannot_translate_is_noticed() {
-    let module = specialize(&parse(EXAMPLE, false).unwrap(), "main", &[]).unwrap();
+    let module = specialize(&parse(EXAMPLE, Needs::Nothing).unwrap(), "main", &[]).unwrap();
     assert_eq!(translate(&module, "main", true), Ok(()));
     assert!(translate(&module, "absent", true).is_err(), "an entry point that is not there");
     // A module whose overrides are not processed cannot be written.
-    assert!(translate(&parse(EXAMPLE, false).unwrap(), "main", true).is_err());
-    assert!(specialize(&parse(EXAMPLE, false).unwrap(), "main", &[("WIDTH", 4.0)]).is_err());
-    assert!(specialize(&parse(EXAMPLE, false).unwrap(), "main", &[("SIZE", -1.0)]).is_err());
+    assert!(translate(&parse(EXAMPLE, Needs::Nothing).unwrap(), "main", true).is_err());
+    assert!(specialize(&parse(EXAMPLE, Needs::Nothing).unwrap(), "main", &[("WIDTH", 4.0)]).is_err());
+    assert!(specialize(&parse(EXAMPLE, Needs::Nothing).unwrap(), "main", &[("SIZE", -1.0)]).is_err());
     // 64-bit floats pass a validator that is told to allow them, but the device was not asked for them.
     let module = naga::front::wgsl::parse_str(&EXAMPLE.replace("f32", "f64")).unwrap();
     let info = Validator::new(ValidationFlags::all(), Capabilities::all()).validate(&module).unwrap();
@@ -345,7 +360,7 @@ fn what_a_writer_cannot_translate_is_noticed() {
 
 #[test]
 fn what_exceeds_the_limits_is_noticed() {
-    let parsed = parse(EXAMPLE, false).unwrap();
+    let parsed = parse(EXAMPLE, Needs::Nothing).unwrap();
     let faults = |constants: &[(&str, f64)]| {
         let module = specialize(&parsed, "main", constants).unwrap();
         beyond_limits(&module.module, &Caps::WEBGPU)
@@ -390,7 +405,10 @@ epl_runtime::param_block! {
 
 #[test]
 fn a_subgroup_kernel_is_never_launched_without_subgroups() {
-    let kernel = kernels().into_iter().find(|kernel| kernel.subgroups).expect("a kernel with subgroups");
+    let kernel = kernels()
+        .into_iter()
+        .find(|kernel| kernel.needs == Needs::Subgroups)
+        .expect("a kernel with subgroups");
     let inputs = [TensorDesc::f32([4])];
     let (_, discrete) = &adapters()[1];
     let lowered = Lowering::run(&Launch(kernel), discrete, &inputs, &inputs).unwrap();

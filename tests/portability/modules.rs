@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use epl_runtime::kernel::Kernel;
+use epl_runtime::kernel::{Kernel, Needs};
 use naga::ShaderStage;
 use naga::back::{hlsl, msl, pipeline_constants::process_overrides, spv};
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
@@ -10,9 +10,11 @@ use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 
 /// The Metal language of macOS 11, the first on Apple silicon.
 const METAL_LANGUAGE: (u8, u8) = (2, 3);
-/// What a Vulkan device has of SPIR-V without optional features, and with subgroups and 16-bit floats; modules without
-/// `enable f16` declare none of the latter's, since naga's validator refuses the type there.
-const SPIRV_CAPABILITIES: [spv::Capability; 11] = [
+/// What a Vulkan device has of SPIR-V without optional features, and with subgroups, 16-bit floats and cooperative matrices;
+/// modules that do not enable those declare nothing of them, since naga's validator refuses the types there.
+const SPIRV_CAPABILITIES: [spv::Capability; 13] = [
+    spv::Capability::CooperativeMatrixKHR,
+    spv::Capability::VulkanMemoryModel,
     spv::Capability::Float16,
     spv::Capability::StorageBuffer16BitAccess,
     spv::Capability::UniformAndStorageBuffer16BitAccess,
@@ -32,12 +34,16 @@ pub struct Module {
     pub info: ModuleInfo,
 }
 
-/// Parses and validates WGSL with what WebGPU has without optional features, and subgroups where they are declared.
-pub fn parse(source: &str, subgroups: bool) -> Result<Module, String> {
+/// Parses and validates WGSL with what WebGPU has without optional features, and with what is needed beside it.
+pub fn parse(source: &str, needs: Needs) -> Result<Module, String> {
     let module = naga::front::wgsl::parse_str(source).map_err(|error| error.emit_to_string(source))?;
-    let subgroups = if subgroups { Capabilities::SUBGROUP } else { Capabilities::empty() };
+    let optional = match needs {
+        Needs::Nothing => Capabilities::empty(),
+        Needs::Subgroups => Capabilities::SUBGROUP,
+        Needs::Matrices(_) => Capabilities::SUBGROUP | Capabilities::COOPERATIVE_MATRIX,
+    };
     let half = if is_half(source) { Capabilities::SHADER_FLOAT16 } else { Capabilities::empty() };
-    let allowed = Capabilities::SHADER_FLOAT16_IN_FLOAT32 | subgroups | half;
+    let allowed = Capabilities::SHADER_FLOAT16_IN_FLOAT32 | optional | half;
     let info = Validator::new(ValidationFlags::all(), allowed)
         .validate(&module)
         .map_err(|error| error.emit_to_string(source))?;
@@ -52,7 +58,7 @@ fn is_half(source: &str) -> bool {
 /// A kernel in the form that stores elements in 16 bits, or in 32.
 pub fn parse_kernel(kernel: &Kernel, half: bool) -> Result<Module, String> {
     let source = kernel.source_for(half).ok_or("the shader is not in the table")?;
-    parse(&source, kernel.subgroups)
+    parse(&source, kernel.needs)
 }
 
 /// The module with its override constants replaced, and nothing but what `entry` uses.
@@ -67,9 +73,16 @@ pub fn specialize(parsed: &Module, entry: &str, constants: &[(&str, f64)]) -> Re
 /// Translates a specialised module with every writer. `checks` are the bounds and loop checks, which training leaves
 /// out. Writers have been seen to panic, which counts as a fault of the shader here.
 pub fn translate(module: &Module, entry: &str, checks: bool) -> Result<(), String> {
-    for (name, write) in
-        [("SPIR-V", spir_v as fn(&Module, &str, bool) -> Result<(), String>), ("HLSL", hlsl), ("MSL", msl)]
-    {
+    // DX12 has no cooperative matrices, and Metal none of 16 x 16, though naga writes them; no such kernel gets there.
+    let side = matrix_side(&module.module);
+    for (name, write, possible) in [
+        ("SPIR-V", spir_v as fn(&Module, &str, bool) -> Result<(), String>, true),
+        ("HLSL", hlsl, side.is_none()),
+        ("MSL", msl, side.is_none_or(|side| side == 8)),
+    ] {
+        if !possible {
+            continue;
+        }
         catch_unwind(AssertUnwindSafe(|| write(module, entry, checks)))
             .unwrap_or_else(|_| Err("the writer panicked".into()))
             .map_err(|error| format!("{name}: {error}"))?;
@@ -140,6 +153,15 @@ fn declared_capabilities(words: &[u32]) -> Vec<u32> {
     }
     assert!(found.contains(&(spv::Capability::Shader as u32)), "every module declares that it is a shader");
     found
+}
+
+/// Rows and columns of a module's cooperative matrices, where it has any; the most where they differ.
+pub fn matrix_side(module: &naga::Module) -> Option<u32> {
+    let side = |inner: &naga::TypeInner| match inner {
+        naga::TypeInner::CooperativeMatrix { columns, rows, .. } => Some((*columns as u32).max(*rows as u32)),
+        _ => None,
+    };
+    module.types.iter().filter_map(|(_, item)| side(&item.inner)).max()
 }
 
 /// Whether a module has 16-bit floats.

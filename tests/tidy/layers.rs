@@ -22,7 +22,17 @@ pub const CRATES: [Crate; 2] = [
         folder: "runtime/src",
         layers: &[
             &["shape", "dtype", "host", "error"],
-            &["buffer", "caps", "counters", "device", "kernel", "pipeline_file", "pipelines", "store"],
+            &[
+                "buffer",
+                "caps",
+                "counters",
+                "device",
+                "kernel",
+                "matrix_unit",
+                "pipeline_file",
+                "pipelines",
+                "store",
+            ],
             &["op", "case", "choice", "ops"],
             &["graph", "autodiff", "memory", "plan", "slots", "flight", "session"],
             &["interpret", "inspect", "check", "tune"],

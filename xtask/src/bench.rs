@@ -29,7 +29,7 @@ Options:
   --peers PEERS      of burn, pytorch, pytorch-autocast, pytorch-compile, with commas between, or none
                      [default: burn and pytorch; on CUDA all]
   --precision P      f32 or mixed [default: f32]; in mixed, epl meets pytorch-autocast
-  --batch N          images of a convolution and of a step [default: 128; on a CPU adapter 4 and 8]
+  --batch N          images of a convolution and of a step [default: 128; on a CPU adapter 4]
   --rounds N         times that every side is asked for an item [default: 3]
   --quick            the smaller half of the items, one round
   --python PATH      the Python that has torch [default: EPL_BENCH_PYTHON, or python3]

@@ -2,7 +2,7 @@
 
 use crate::case::{Case, OpEntry, normal};
 use crate::host::Array;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_one};
 use crate::{Error, Result, TensorDesc};
 
@@ -22,7 +22,7 @@ const ADD_KERNEL: Kernel = Kernel {
     params: AddParams::FIELDS,
     bindings: &[read("a"), read("b"), write("y")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 static ADD: Kernel = ADD_KERNEL;
 static ADD_VEC4: Kernel = Kernel { shader: "add_vec4", ..ADD_KERNEL };

@@ -4,7 +4,7 @@
 
 use crate::case::{Case, OpEntry, normal};
 use crate::host::Array;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_one};
 use crate::ops::sum_rows::sum_rows;
 use crate::{Error, Result, TensorDesc};
@@ -25,7 +25,7 @@ static ADD_BIAS: Kernel = Kernel {
     params: AddBiasParams::FIELDS,
     bindings: &[read("x"), read("bias"), write("y")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// The registry's entry.

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use crate::case::{Case, Input, OpEntry, constant, matrix, normal, uniform};
 use crate::host::Array;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Again, Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_many, push_one};
 use crate::ops::batch_norm_apply::{self, APPLY, APPLY_VEC4, BatchNormApply};
 use crate::ops::batch_norm_grad::{BatchNormGradInput, BatchNormGradWeight};
@@ -48,7 +48,7 @@ const STATS_KERNEL: Kernel = Kernel {
     params: RowsParams::FIELDS,
     bindings: &[read("x"), write("partial")],
     constants: walk::CONSTANTS,
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 pub(super) static STATS: Kernel = STATS_KERNEL;
 pub(super) static STATS_VEC4: Kernel = Kernel { shader: "batch_norm_stats_vec4", ..STATS_KERNEL };
@@ -68,7 +68,7 @@ static COMBINE: Kernel = Kernel {
         write("constants"),
     ],
     constants: &["COLUMNS", "LANES"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 crate::param_block! {
@@ -99,7 +99,7 @@ static FINISH: Kernel = Kernel {
         write("constants"),
     ],
     constants: &[],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// The registry's entry.

@@ -9,7 +9,7 @@
 
 use crate::case::{Case, OpEntry, normal, uniform};
 use crate::host::Array;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Cost, Lowering, Op, Operand};
 use crate::ops::batch_norm::{Then, check, constants};
 use crate::ops::walk::{RowsParams, Walk};
@@ -21,7 +21,7 @@ const KERNEL: Kernel = Kernel {
     params: RowsParams::FIELDS,
     bindings: &[read("x"), read("constants"), read("residual"), write("y")],
     constants: &["COLUMNS", "LANES", "PRELU", "RESIDUAL"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 pub(super) static APPLY: Kernel = KERNEL;
 pub(super) static APPLY_VEC4: Kernel = Kernel { shader: "batch_norm_vec4", ..KERNEL };

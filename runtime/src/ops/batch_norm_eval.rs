@@ -5,7 +5,7 @@
 
 use crate::case::{Case, OpEntry, normal, uniform};
 use crate::host::Array;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_one};
 use crate::ops::batch_norm::{check, example};
 use crate::ops::sum_rows::sum_rows;
@@ -32,7 +32,7 @@ const EVAL_KERNEL: Kernel = Kernel {
     params: BatchNormEvalParams::FIELDS,
     bindings: &[read("x"), read("weight"), read("bias"), read("mean"), read("variance"), write("y")],
     constants: walk::CONSTANTS,
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 static EVAL: Kernel = EVAL_KERNEL;
 static EVAL_VEC4: Kernel = Kernel { shader: "batch_norm_eval_vec4", ..EVAL_KERNEL };
@@ -43,7 +43,7 @@ const EVAL_GRAD_KERNEL: Kernel = Kernel {
     params: BatchNormEvalParams::FIELDS,
     bindings: &[read("weight"), read("variance"), read("dy"), write("dx")],
     constants: walk::CONSTANTS,
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 static EVAL_GRAD: Kernel = EVAL_GRAD_KERNEL;
 static EVAL_GRAD_VEC4: Kernel = Kernel { shader: "batch_norm_eval_grad_vec4", ..EVAL_GRAD_KERNEL };

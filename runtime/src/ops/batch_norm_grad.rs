@@ -9,7 +9,7 @@
 
 use crate::case::{Case, Input, OpEntry, matrix, normal, uniform};
 use crate::host::Array;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Cost, Lowering, Op, Operand};
 use crate::ops::batch_norm::{check, constants, example};
 use crate::ops::sum_rows;
@@ -31,7 +31,7 @@ const GRAD_WEIGHT_KERNEL: Kernel = Kernel {
         write("partial_slope"),
     ],
     constants: CONSTANTS,
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 static GRAD_WEIGHT: Kernel = GRAD_WEIGHT_KERNEL;
 static GRAD_WEIGHT_VEC4: Kernel = Kernel { shader: "batch_norm_grad_weight_vec4", ..GRAD_WEIGHT_KERNEL };
@@ -42,7 +42,7 @@ const GRAD_INPUT_KERNEL: Kernel = Kernel {
     params: RowsParams::FIELDS,
     bindings: &[read("x"), read("constants"), read("dy"), read("dweight"), read("dbias"), write("dx")],
     constants: CONSTANTS,
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 static GRAD_INPUT: Kernel = GRAD_INPUT_KERNEL;
 static GRAD_INPUT_VEC4: Kernel = Kernel { shader: "batch_norm_grad_input_vec4", ..GRAD_INPUT_KERNEL };

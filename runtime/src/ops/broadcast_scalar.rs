@@ -2,7 +2,7 @@
 
 use crate::case::{Case, OpEntry, floats};
 use crate::host::Array;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_one};
 use crate::ops::{reshape, sum_all};
 use crate::{Error, Result, Shape, TensorDesc};
@@ -23,7 +23,7 @@ static BROADCAST_SCALAR: Kernel = Kernel {
     params: BroadcastScalarParams::FIELDS,
     bindings: &[read("x"), write("y")],
     constants: &[],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// The registry's entry.

@@ -6,7 +6,7 @@
 
 use crate::case::{Case, OpEntry, floats, normal};
 use crate::host::Array;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Bound, Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_one};
 use crate::{DType, Error, Result, TensorDesc};
 
@@ -26,7 +26,7 @@ const KERNEL: Kernel = Kernel {
     params: CastParams::FIELDS,
     bindings: &[read("x"), write("y")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 static TO_HALF: Kernel = KERNEL;
 static TO_HALF_VEC4: Kernel = Kernel { shader: "cast_to_half_vec4", ..KERNEL };

@@ -1,7 +1,7 @@
 //! The channels of a convolution's operands, filled up to the multiples of four that its kernels ask for.
 
 use crate::Result;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Lowering, Operand};
 use crate::ops::convolution::Geometry;
 
@@ -30,7 +30,7 @@ pub(super) static PAD: Kernel = Kernel {
     params: PadParams::FIELDS,
     bindings: &[read("input"), write("output")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// A tensor `[rows, a, groups, b]` whose extents `a` and `b` may be filled up with zeros.

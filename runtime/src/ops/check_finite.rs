@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::case::{Case, Input, OpEntry, constant, floats, normal};
 use crate::host::Array;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Cost, Lowering, Op, Record, TensorId};
 use crate::ops::grad_norm::{FinishParams, ShareParams, check_inputs, lower_reduction};
 use crate::{Error, Result, TensorDesc};
@@ -17,7 +17,7 @@ static COUNT: Kernel = Kernel {
     params: ShareParams::FIELDS,
     bindings: &[read("x"), write("partial")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 static FINISH: Kernel = Kernel {
@@ -26,7 +26,7 @@ static FINISH: Kernel = Kernel {
     params: FinishParams::FIELDS,
     bindings: &[read("partial"), write("count")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// The registry's entry.

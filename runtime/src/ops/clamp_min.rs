@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::case::{Case, OpEntry, constant, normal};
 use crate::host::Array;
-use crate::kernel::{Kernel, ParamBlock, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, write};
 use crate::op::{Bound, Cost, Lowering, Op, Operand, Record, TensorId};
 use crate::{Error, Result, TensorDesc};
 
@@ -24,7 +24,7 @@ static KERNEL: Kernel = Kernel {
     params: ClampMinParams::FIELDS,
     bindings: &[write("weight")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// The registry's entry.

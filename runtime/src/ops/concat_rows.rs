@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::case::{Case, OpEntry, integers, normal};
 use crate::host::Array;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId};
 use crate::ops::slice_rows::slice_rows;
 use crate::{Error, Result, TensorDesc};
@@ -30,7 +30,7 @@ pub(super) static COPY: Kernel = Kernel {
     params: CopyParams::FIELDS,
     bindings: &[read("x"), write("y")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// The registry's entry.

@@ -10,18 +10,20 @@ use std::sync::Arc;
 use crate::caps::Caps;
 use crate::case::{Case, OpEntry};
 use crate::host::Array;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_many, push_one};
 use crate::ops::batch_norm::{STATS, STATS_VEC4};
 use crate::ops::channels::{Channels, PAD};
 use crate::ops::conv2d_grad_input::Conv2dGradInput;
 use crate::ops::conv2d_grad_weight::Conv2dGradWeight;
 use crate::ops::convolution::{
-    DirectParams, Geometry, Path, ProductParams, STRIP, SUBGROUP, TILED, Variant, lower_direct, lower_product,
+    COOPERATIVE_8, COOPERATIVE_16, Geometry, Path, ProductParams, STRIP, SUBGROUP, TILED, Variant,
+    lower_product,
 };
 use crate::ops::depthwise::{self, DEPTHWISE};
+use crate::ops::direct::{DirectParams, lower_direct};
 use crate::ops::moments::{self, Parts};
-use crate::ops::{conv2d_cases, conv2d_variants};
+use crate::ops::{conv2d_cases, conv2d_variants, winograd};
 use crate::{Error, Result, TensorDesc};
 
 static DIRECT: Kernel = Kernel {
@@ -30,14 +32,29 @@ static DIRECT: Kernel = Kernel {
     params: DirectParams::FIELDS,
     bindings: &[read("x"), read("weight"), write("y")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// The registry's entry.
 pub const ENTRY: OpEntry = OpEntry {
     name: "conv2d",
     cases,
-    kernels: &[&TILED, &SUBGROUP, &STRIP, &DIRECT, &DEPTHWISE, &PAD, &STATS, &STATS_VEC4, &moments::COMBINE],
+    kernels: &[
+        &TILED,
+        &COOPERATIVE_8,
+        &COOPERATIVE_16,
+        &SUBGROUP,
+        &STRIP,
+        &DIRECT,
+        &DEPTHWISE,
+        &PAD,
+        &winograd::INPUT,
+        &winograd::WEIGHT,
+        &winograd::OUTPUT,
+        &STATS,
+        &STATS_VEC4,
+        &moments::COMBINE,
+    ],
 };
 
 /// Records `conv2d(x, weight)` and the moments of its result, for the batch norm that follows: mean and variance of each channel
@@ -87,7 +104,8 @@ impl Conv2d {
     /// Dispatches the convolution; gives parts of the rows whose moments it leaves, where it does and they are asked for.
     fn lower_convolution(&self, lowering: &mut Lowering<'_>) -> Result<Option<Parts>> {
         let geometry = Geometry::of(self, &lowering.input(0)?.shape, &lowering.input(1)?.shape).flattened();
-        let path = geometry.path(conv2d_variants::chosen(self.variant, lowering), lowering.caps());
+        let variant = conv2d_variants::chosen(self.variant, lowering);
+        let path = geometry.path(variant, lowering.caps(), lowering.element());
         let (x, weight, y) = (Operand::Input(0), Operand::Input(1), Operand::Output(0));
         if path == Path::Direct {
             let len = geometry.out_pixels() * geometry.out_channels();
@@ -95,7 +113,7 @@ impl Conv2d {
             return Ok(None);
         }
         if path == Path::Depthwise {
-            let params = forward_params(lowering, &geometry)?;
+            let params = ProductParams::forward(lowering, &geometry)?;
             depthwise::lower(lowering, &params, [x, weight, y])?;
             return Ok(None);
         }
@@ -108,7 +126,7 @@ impl Conv2d {
         let x = x_is.pad(lowering, x, &x_aligned)?;
         let weight = Channels::weights(&geometry).pad(lowering, weight, &Channels::weights(&aligned))?;
         let to = y_is.target(lowering, y, &y_aligned);
-        let params = forward_params(lowering, &aligned)?;
+        let params = ProductParams::forward(lowering, &aligned)?;
         // Moments of channels that are cropped away would have to be cropped as well.
         let moments = self.moments && y_is == y_aligned;
         let parts = lower_product(lowering, path, params, aligned.groups, [x, weight, to], moments)?;
@@ -151,7 +169,7 @@ impl Op for Conv2d {
     fn variants(&self, caps: &Caps, inputs: &[TensorDesc]) -> Vec<String> {
         let [x, weight] = inputs else { return Vec::new() };
         let geometry = Geometry::of(self, &x.shape, &weight.shape).flattened();
-        conv2d_variants::names(self.variant, &geometry, caps)
+        conv2d_variants::names(self.variant, &geometry, caps, x.dtype)
     }
 
     fn smaller(&self, inputs: &[TensorDesc]) -> Option<(Arc<dyn Op>, Vec<TensorDesc>)> {
@@ -195,36 +213,6 @@ impl Op for Conv2d {
         };
         Cost::once(flops, inputs, outputs)
     }
-}
-
-fn forward_params(lowering: &Lowering<'_>, aligned: &Geometry) -> Result<ProductParams> {
-    // A window may begin up to a whole kernel outside x.
-    let origin = |padding: usize| -> Result<i32> { Ok(-signed(lowering, padding)?) };
-    Ok(ProductParams {
-        pixels: lowering.size(aligned.out_pixels())?,
-        grid_height: lowering.size(aligned.out_size[0])?,
-        grid_width: lowering.size(aligned.out_size[1])?,
-        in_height: lowering.size(aligned.in_size[0])?,
-        in_width: lowering.size(aligned.in_size[1])?,
-        in_vectors: lowering.size(aligned.in_channels() / 4)?,
-        group_in_vectors: lowering.size(aligned.group_in / 4)?,
-        out_height: lowering.size(aligned.out_size[0])?,
-        out_width: lowering.size(aligned.out_size[1])?,
-        out_vectors: lowering.size(aligned.out_channels() / 4)?,
-        group_out_vectors: lowering.size(aligned.group_out / 4)?,
-        blocks_per_group: 0,
-        taps_y: lowering.size(aligned.kernel[0])?,
-        taps_x: lowering.size(aligned.kernel[1])?,
-        stride_y: lowering.size(aligned.stride[0])?,
-        stride_x: lowering.size(aligned.stride[1])?,
-        origin_y: origin(aligned.padding[0])?,
-        origin_x: origin(aligned.padding[1])?,
-        out_step_y: 1,
-        out_step_x: 1,
-        out_first_y: 0,
-        out_first_x: 0,
-        weight_first: 0,
-    })
 }
 
 /// `count` as i32, as kernels take positions that may lie outside a tensor.

@@ -1,9 +1,11 @@
 //! The shapes on which `conv2d` and its two gradients are tried, the same for all three, each with every variant.
 
-use crate::Shape;
 use crate::case::{Case, Input, normal};
 use crate::ops::conv2d::Conv2d;
 use crate::ops::convolution::{Geometry, Tile, Variant};
+use crate::ops::cooperative::Jobs;
+use crate::ops::winograd;
+use crate::{DType, Shape};
 
 /// A convolution and the shapes of its operands.
 #[derive(Clone, Debug)]
@@ -71,6 +73,12 @@ impl Setting {
         self.scale.iter().all(|scale| (1e-2..=1e2).contains(scale))
     }
 
+    /// Whether the convolution can be done by [`Variant::Winograd`].
+    fn suits_winograd(&self) -> bool {
+        let geometry = Geometry::of(&self.conv, &Shape::from(self.x), &Shape::from(self.weight));
+        winograd::suits(&geometry, DType::F32)
+    }
+
     /// Whether finite differences are affordable: each element of the operands costs two runs of the reference.
     pub fn differentiable(&self) -> bool {
         let elements = |dims: [usize; 4]| dims.iter().product::<usize>();
@@ -81,9 +89,21 @@ impl Setting {
 /// The cases of an op, each made from its setting by `make`.
 pub(super) fn cases(make: impl Fn(&Setting) -> Case) -> Vec<Case> {
     let every = settings().into_iter().flat_map(|setting| {
-        let variants =
-            [Variant::Auto, Variant::Tiled(None), Variant::Subgroup, Variant::Direct, Variant::Depthwise];
-        let suits = |variant: &Variant| *variant != Variant::Depthwise || setting.conv.groups > 1;
+        let variants = [
+            Variant::Auto,
+            Variant::Tiled(None),
+            Variant::Subgroup,
+            Variant::Cooperative(None),
+            Variant::Direct,
+            Variant::Depthwise,
+            Variant::Winograd,
+        ];
+        let suits = |variant: &Variant| match variant {
+            Variant::Depthwise => setting.conv.groups > 1,
+            Variant::Winograd => setting.suits_winograd(),
+
+            _ => true,
+        };
         let variants = variants.into_iter().filter(suits).collect::<Vec<_>>();
         variants.into_iter().map(|variant| make(&setting.with(variant))).collect::<Vec<_>>()
     });
@@ -91,16 +111,34 @@ pub(super) fn cases(make: impl Fn(&Setting) -> Case) -> Vec<Case> {
         .into_iter()
         .flat_map(|setting| Tile::ALL.map(|tile| make(&setting.with(Variant::Tiled(Some(tile))))));
     let halves = settings().into_iter().filter(|setting| setting.fits_half()).flat_map(|setting| {
-        let variants = if setting.conv.groups > 1 {
-            vec![Variant::Auto, Variant::Direct]
+        let mut variants = vec![Variant::Cooperative(None), Variant::Direct];
+        if setting.conv.groups > 1 {
+            variants.push(Variant::Auto);
         } else {
-            vec![Variant::Tiled(None), Variant::Subgroup, Variant::Direct]
-        };
+            variants.extend([Variant::Tiled(None), Variant::Subgroup]);
+        }
         variants.into_iter().map(|variant| make(&setting.with(variant)).half(&[0, 1])).collect::<Vec<_>>()
     });
+    let jobs = several_tiles().into_iter().flat_map(|setting| {
+        Jobs::ALL.map(|jobs| {
+            let setting = setting.with(Variant::Cooperative(Some(jobs)));
+            [make(&setting), make(&setting).half(&[0, 1])]
+        })
+    });
     let perf = perf_settings().into_iter().map(|setting| make(&setting).perf());
+    let winograd = perf_settings()
+        .into_iter()
+        .filter(|setting| setting.suits_winograd())
+        .map(|setting| make(&setting.with(Variant::Winograd)).perf());
     let halves_perf = perf_settings().into_iter().map(|setting| make(&setting).half(&[0, 1]).perf());
-    every.chain(tiles).chain(halves).chain(perf).chain(halves_perf).collect()
+    every
+        .chain(tiles)
+        .chain(jobs.flatten())
+        .chain(halves)
+        .chain(perf)
+        .chain(winograd)
+        .chain(halves_perf)
+        .collect()
 }
 
 fn same(padding: usize) -> Conv2d {
@@ -164,6 +202,9 @@ fn settings() -> Vec<Setting> {
             grouped(4, strided([3, 3], [0; 4])),
         ),
         Setting::new("depthwise, a wide window", [1, 3, 12, 4], [2, 9, 4], grouped(4, same(3))),
+        Setting::new("many channels", [2, 7, 10, 16], [3, 3, 20], same(1)),
+        Setting::new("many channels, no padding", [3, 6, 5, 20], [3, 3, 16], same(0)),
+        Setting::new("many channels, odd padding", [1, 4, 3, 18], [3, 3, 17], strided([1, 1], [2, 0, 1, 3])),
         Setting::new("tiny values", [1, 5, 5, 8], [3, 3, 8], same(1)).scaled([1e-12; 3]),
         Setting::new("huge values", [1, 5, 5, 8], [3, 3, 8], same(1)).scaled([1e15, 1e16, 1e17]),
     ];
@@ -209,15 +250,25 @@ fn perf_settings() -> Vec<Setting> {
 mod tests {
     use std::collections::BTreeSet;
 
-    use crate::caps::{Caps, SubgroupSizes};
+    use crate::caps::{Caps, MatrixSides, SubgroupSizes};
     use crate::case::OpEntry;
     use crate::op::{Lowered, Lowering, Op};
     use crate::ops::conv2d::{self, Conv2d};
+    use crate::ops::convolution::Variant;
     use crate::ops::{conv2d_grad_input, conv2d_grad_weight};
-    use crate::{Shape, TensorDesc};
+    use crate::{DType, Shape, TensorDesc};
 
     const CPU: Caps =
         Caps { cpu: true, f16: true, subgroups: Some(SubgroupSizes { min: 8, max: 8 }), ..Caps::WEBGPU };
+
+    const MATRICES: Caps = Caps {
+        f16: true,
+        subgroups: Some(SubgroupSizes { min: 32, max: 64 }),
+        matrices: MatrixSides { f32: Some(8), f16: Some(16) },
+        max_invocations: 1024,
+        max_workgroup_bytes: 32_768,
+        ..Caps::WEBGPU
+    };
 
     fn lower(op: &dyn Op, caps: &Caps, inputs: &[TensorDesc]) -> Lowered {
         let outputs = op.infer(inputs).unwrap();
@@ -239,7 +290,7 @@ mod tests {
             let mut reached = BTreeSet::new();
             for case in (entry.cases)().iter().filter(|case| !case.perf) {
                 let inputs: Vec<_> = case.inputs.iter().map(|input| input.desc().clone()).collect();
-                let all = [CPU, Caps { cpu: false, ..CPU }, Caps::WEBGPU];
+                let all = [CPU, Caps { cpu: false, ..CPU }, Caps::WEBGPU, MATRICES];
                 for caps in all.into_iter().filter(|caps| case.runs_on(caps)) {
                     reached.extend(kernels(&lower(&*case.op, &caps, &inputs)));
                 }
@@ -263,6 +314,53 @@ mod tests {
         let depthwise = Conv2d { groups: 32, ..op };
         let inputs = [desc([2, 14, 14, 32]), desc([3, 3, 1, 32])];
         assert_eq!(kernels(&lower(&depthwise, &CPU, &inputs)), ["conv2d_depthwise"]);
+    }
+
+    #[test]
+    fn cooperative_matrices_are_the_rule_for_16_bit_elements_where_they_fit() {
+        let half = |desc: TensorDesc| TensorDesc { dtype: DType::F16, ..desc };
+        let inputs = [desc([2, 14, 14, 32]), desc([3, 3, 32, 64])];
+        let halves = inputs.clone().map(half);
+        let op = Conv2d { padding: [1; 4], ..Conv2d::default() };
+        let launches = |op: &Conv2d, caps: &Caps, inputs: &[TensorDesc]| {
+            lower(op, caps, inputs)
+                .dispatches
+                .iter()
+                .map(|d| d.kernel.module_name(d.half))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(launches(&op, &MATRICES, &halves), ["conv2d_cooperative.f16.16x16"]);
+        assert_eq!(launches(&op, &MATRICES, &inputs), ["conv2d"]);
+        let wanted = Conv2d { variant: Variant::Cooperative(None), ..op };
+        assert_eq!(launches(&wanted, &MATRICES, &inputs), ["conv2d_cooperative"]);
+        let small = Caps { matrices: MatrixSides { f32: None, f16: Some(8) }, ..MATRICES };
+        assert_eq!(launches(&op, &small, &halves), ["conv2d_cooperative.f16"]);
+        // No more than a subgroup a job fits a workgroup, and no job fits where neither subgroups nor memory do.
+        let jobs = |caps: &Caps| {
+            let large = [half(desc([64, 56, 56, 64])), half(desc([3, 3, 64, 256]))];
+            let lowered = lower(&op, caps, &large);
+            let value = |name| {
+                let constants = &lowered.dispatches[0].constants;
+                constants.iter().find(|(known, _)| *known == name).map(|(_, value)| *value as u32)
+            };
+            [value("JOBS_Y"), value("JOBS_X"), value("WORKGROUP")]
+        };
+        assert_eq!(jobs(&MATRICES), [Some(2), Some(4), Some(512)]);
+        assert_eq!(jobs(&Caps { max_invocations: 256, ..MATRICES }), [Some(2), Some(2), Some(256)]);
+        assert_eq!(jobs(&Caps { max_workgroup_bytes: 16_384, ..MATRICES }), [Some(1), Some(2), Some(128)]);
+        for caps in [
+            Caps { max_workgroup_bytes: 4096, ..MATRICES },
+            Caps { max_invocations: 32, ..MATRICES },
+            Caps { subgroups: Some(SubgroupSizes { min: 4, max: 4 }), ..MATRICES },
+            Caps { subgroups: None, ..MATRICES },
+        ] {
+            assert_eq!(launches(&op, &caps, &halves), ["conv2d.f16"]);
+        }
+        // Few channels would leave most of a job empty.
+        assert_eq!(
+            launches(&op, &MATRICES, &[half(desc([2, 9, 9, 8])), half(desc([3, 3, 8, 64]))]),
+            ["conv2d.f16"]
+        );
     }
 
     #[test]

@@ -14,15 +14,16 @@ use std::sync::Arc;
 use crate::caps::Caps;
 use crate::case::{Case, OpEntry};
 use crate::host::Array;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Cost, Lowering, Op, Operand};
 use crate::ops::channels::{Channels, PAD};
 use crate::ops::conv2d::{Conv2d, signed};
 use crate::ops::convolution::{
-    DirectParams, Geometry, Path, ProductParams, STRIP, SUBGROUP, TILED, lower_direct, lower_product,
+    COOPERATIVE_8, COOPERATIVE_16, Geometry, Path, ProductParams, STRIP, SUBGROUP, TILED, lower_product,
 };
 use crate::ops::depthwise::{self, DEPTHWISE};
-use crate::ops::{conv2d_cases, conv2d_variants};
+use crate::ops::direct::{DirectParams, lower_direct};
+use crate::ops::{conv2d_cases, conv2d_variants, winograd};
 use crate::{Error, Result, Shape, TensorDesc};
 
 crate::param_block! {
@@ -57,7 +58,7 @@ static FLIP: Kernel = Kernel {
     params: FlipParams::FIELDS,
     bindings: &[read("weight"), write("flipped")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 static DIRECT: Kernel = Kernel {
@@ -66,14 +67,27 @@ static DIRECT: Kernel = Kernel {
     params: DirectParams::FIELDS,
     bindings: &[read("weight"), read("dy"), write("dx")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// The registry's entry.
 pub const ENTRY: OpEntry = OpEntry {
     name: "conv2d_grad_input",
     cases,
-    kernels: &[&DIRECT, &DEPTHWISE, &FLIP, &TILED, &SUBGROUP, &STRIP, &PAD],
+    kernels: &[
+        &DIRECT,
+        &DEPTHWISE,
+        &FLIP,
+        &TILED,
+        &COOPERATIVE_8,
+        &COOPERATIVE_16,
+        &SUBGROUP,
+        &STRIP,
+        &PAD,
+        &winograd::INPUT,
+        &winograd::WEIGHT,
+        &winograd::OUTPUT,
+    ],
 };
 
 /// The op `conv2d_grad_input`: `weight, dy -> dx`.
@@ -118,7 +132,8 @@ impl Op for Conv2dGradInput {
 
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
         let geometry = self.geometry(&lowering.input(0)?.shape, &lowering.input(1)?.shape).flattened();
-        let path = geometry.path(conv2d_variants::chosen(self.conv.variant, lowering), lowering.caps());
+        let variant = conv2d_variants::chosen(self.conv.variant, lowering);
+        let path = geometry.path(variant, lowering.caps(), lowering.element());
         let (weight, dy, dx) = (Operand::Input(0), Operand::Input(1), Operand::Output(0));
         if path == Path::Direct {
             let len = geometry.in_pixels() * geometry.in_channels();
@@ -148,7 +163,7 @@ impl Op for Conv2dGradInput {
     fn variants(&self, caps: &Caps, inputs: &[TensorDesc]) -> Vec<String> {
         let [weight, dy] = inputs else { return Vec::new() };
         let geometry = self.geometry(&weight.shape, &dy.shape).flattened();
-        conv2d_variants::names(self.conv.variant, &geometry, caps)
+        conv2d_variants::names(self.conv.variant, &geometry, caps, dy.dtype)
     }
 
     fn smaller(&self, inputs: &[TensorDesc]) -> Option<(Arc<dyn Op>, Vec<TensorDesc>)> {

@@ -13,12 +13,13 @@ use std::sync::Arc;
 use crate::caps::Caps;
 use crate::case::{Case, OpEntry};
 use crate::host::Array;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Cost, Lowering, Op, Operand};
 use crate::ops::channels::{Channels, PAD};
 use crate::ops::conv2d::{Conv2d, signed};
 use crate::ops::conv2d_variants::{self, Parts};
-use crate::ops::convolution::{DIRECT_WORKGROUP, Geometry, Path, subgroup_columns, tile_grid};
+use crate::ops::convolution::{Geometry, Path, Variant, subgroup_columns, tile_grid};
+use crate::ops::direct::DIRECT_WORKGROUP;
 use crate::ops::{conv2d_cases, depthwise, sum_rows};
 use crate::{DType, Error, Result, Shape, TensorDesc};
 
@@ -62,13 +63,26 @@ crate::param_block! {
     }
 }
 
-static TILED: Kernel = Kernel {
+static TILED: Kernel = TILED_KERNEL;
+
+const TILED_KERNEL: Kernel = Kernel {
     shader: "conv2d_grad_weight",
     entry: "main",
     params: GradWeightParams::FIELDS,
     bindings: &[read("x"), read("dy"), write("dw")],
     constants: &["ROWS", "COLUMNS", "WIDE"],
-    subgroups: false,
+    needs: Needs::Nothing,
+};
+
+static COOPERATIVE_8: Kernel = COOPERATIVE_KERNEL;
+
+static COOPERATIVE_16: Kernel = Kernel { needs: Needs::Matrices(16), ..COOPERATIVE_KERNEL };
+
+const COOPERATIVE_KERNEL: Kernel = Kernel {
+    shader: "conv2d_grad_weight_cooperative",
+    constants: &["JOBS_Y", "JOBS_X", "STEP", "WORKGROUP"],
+    needs: Needs::Matrices(8),
+    ..TILED_KERNEL
 };
 
 static SUBGROUP: Kernel = Kernel {
@@ -77,7 +91,7 @@ static SUBGROUP: Kernel = Kernel {
     params: GradWeightParams::FIELDS,
     bindings: &[read("x"), read("dy"), write("dw")],
     constants: &["WORKGROUP", "WIDE"],
-    subgroups: true,
+    needs: Needs::Subgroups,
 };
 
 crate::param_block! {
@@ -122,7 +136,7 @@ static STRIP: Kernel = Kernel {
     params: StripParams::FIELDS,
     bindings: &[read("x"), read("dy"), write("dw")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 crate::param_block! {
@@ -169,14 +183,24 @@ static DIRECT: Kernel = Kernel {
     params: DirectGradWeightParams::FIELDS,
     bindings: &[read("x"), read("dy"), write("dw")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// The registry's entry.
 pub const ENTRY: OpEntry = OpEntry {
     name: "conv2d_grad_weight",
     cases,
-    kernels: &[&TILED, &SUBGROUP, &STRIP, &DIRECT, &depthwise::GRAD_WEIGHT, &PAD, &sum_rows::KERNEL],
+    kernels: &[
+        &TILED,
+        &COOPERATIVE_8,
+        &COOPERATIVE_16,
+        &SUBGROUP,
+        &STRIP,
+        &DIRECT,
+        &depthwise::GRAD_WEIGHT,
+        &PAD,
+        &sum_rows::KERNEL,
+    ],
 };
 
 /// The op `conv2d_grad_weight`: `x, dy -> dw`.
@@ -272,7 +296,12 @@ impl Op for Conv2dGradWeight {
 
     fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
         let geometry = self.geometry(&lowering.input(0)?.shape, &lowering.input(1)?.shape).flattened();
-        let path = geometry.path(conv2d_variants::chosen(self.conv.variant, lowering), lowering.caps());
+        let variant = conv2d_variants::chosen(self.conv.variant, lowering);
+        let path = match geometry.path(variant, lowering.caps(), lowering.element()) {
+            // That is for the other two; here it means what an adapter's products are otherwise.
+            Path::Winograd => geometry.path(Variant::Subgroup, lowering.caps(), lowering.element()),
+            path => path,
+        };
         let parts = conv2d_variants::chosen_parts(self.conv.variant, lowering);
         let (x, dy, dw) = (Operand::Input(0), Operand::Input(1), Operand::Output(0));
         if path == Path::Direct {
@@ -305,7 +334,7 @@ impl Op for Conv2dGradWeight {
     fn variants(&self, caps: &Caps, inputs: &[TensorDesc]) -> Vec<String> {
         let [x, dy] = inputs else { return Vec::new() };
         let geometry = self.geometry(&x.shape, &dy.shape).flattened();
-        conv2d_variants::names_with_parts(self.conv.variant, &geometry, caps)
+        conv2d_variants::names_with_parts(self.conv.variant, &geometry, caps, x.dtype)
     }
 
     fn smaller(&self, inputs: &[TensorDesc]) -> Option<(Arc<dyn Op>, Vec<TensorDesc>)> {
@@ -360,7 +389,18 @@ fn lower_product(
                 tile_grid(tile, rows, aligned.group_out, aligned.groups * longest);
             (&TILED, row_blocks, blocks, constants.to_vec())
         }
-        Path::Direct | Path::Depthwise => {
+        Path::Cooperative(matrices) => {
+            let longest = pixels.div_ceil(256);
+            let blocks =
+                matrices.blocks(lowering.caps(), rows, aligned.group_out, aligned.groups * longest)?;
+            (
+                matrices.kernel([&COOPERATIVE_8, &COOPERATIVE_16]),
+                blocks.rows,
+                blocks.columns,
+                blocks.constants,
+            )
+        }
+        Path::Winograd | Path::Direct | Path::Depthwise => {
             return Err(Error::graph("a direct gradient is no matrix product", "use its own kernel"));
         }
     };

@@ -4,6 +4,7 @@ use crate::caps::Caps;
 use crate::op::Lowering;
 use crate::ops::conv2d::Conv2d;
 use crate::ops::convolution::{Geometry, Path, Tile, Variant};
+use crate::ops::cooperative::{Jobs, Matrices};
 use crate::{DType, TensorDesc};
 
 /// Channels of a group up to which a direct kernel may be worth a try.
@@ -19,21 +20,32 @@ const PARTS: [(&str, Parts); 4] =
 /// The kernels by their names.
 fn named() -> impl Iterator<Item = (String, Variant)> {
     let tiles = Tile::ALL.into_iter().map(|tile| (format!("tiled {tile}"), Variant::Tiled(Some(tile))));
-    let others =
-        [("subgroup", Variant::Subgroup), ("direct", Variant::Direct), ("depthwise", Variant::Depthwise)];
-    tiles.chain(others.map(|(name, variant)| (name.to_owned(), variant)))
+    let others = [
+        ("winograd", Variant::Winograd),
+        ("subgroup", Variant::Subgroup),
+        ("direct", Variant::Direct),
+        ("depthwise", Variant::Depthwise),
+    ];
+    let matrices =
+        Jobs::ALL.into_iter().map(|jobs| (format!("cooperative {jobs}"), Variant::Cooperative(Some(jobs))));
+    tiles.chain(matrices).chain(others.map(|(name, variant)| (name.to_owned(), variant)))
 }
 
-/// What may be chosen for a convolution of `geometry`; nothing where it was recorded for certain kernels.
-pub(super) fn names(variant: Variant, geometry: &Geometry, caps: &Caps) -> Vec<String> {
+/// What may be chosen for a convolution of `geometry` with operands of `element`; nothing where it was recorded for certain
+/// kernels.
+pub(super) fn names(variant: Variant, geometry: &Geometry, caps: &Caps, element: DType) -> Vec<String> {
     if variant != Variant::Auto {
         return Vec::new();
     }
     let possible = |(name, variant): (String, Variant)| {
         // A variant that an adapter or a shape does not allow becomes another one.
-        let possible = match (variant, geometry.path(variant, caps)) {
+        let possible = match (variant, geometry.path(variant, caps, element)) {
             (Variant::Subgroup, path) => matches!(path, Path::Subgroup(_)),
             (Variant::Depthwise, path) => path == Path::Depthwise,
+            (Variant::Cooperative(_), path) => {
+                matches!(path, Path::Cooperative(_)) && Matrices::suit(geometry.group_in, geometry.group_out)
+            }
+            (Variant::Winograd, path) => path == Path::Winograd,
             (Variant::Direct, _) => geometry.group_in.min(geometry.group_out) <= FEW_CHANNELS,
             (Variant::Tiled(Some(tile)), _) => tile.invocations() <= caps.max_invocations,
             _ => true,
@@ -44,8 +56,15 @@ pub(super) fn names(variant: Variant, geometry: &Geometry, caps: &Caps) -> Vec<S
 }
 
 /// As [`names`], for the gradient of the weight, whose number of parts may be chosen as well.
-pub(super) fn names_with_parts(variant: Variant, geometry: &Geometry, caps: &Caps) -> Vec<String> {
-    let mut all = names(variant, geometry, caps);
+pub(super) fn names_with_parts(
+    variant: Variant,
+    geometry: &Geometry,
+    caps: &Caps,
+    element: DType,
+) -> Vec<String> {
+    let mut all = names(variant, geometry, caps, element);
+    // It makes the other two convolutions alone.
+    all.retain(|name| name != "winograd");
     if !all.is_empty() {
         all.extend(PARTS.iter().map(|(name, _)| (*name).to_owned()));
     }

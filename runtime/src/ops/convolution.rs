@@ -8,12 +8,14 @@
 //! no multiple of four (an image's three colours), operands are copied to scratch buffers that are filled up with zeros.
 
 use crate::caps::Caps;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Lowering, Operand};
-use crate::ops::conv2d::Conv2d;
+use crate::ops::conv2d::{Conv2d, signed};
+use crate::ops::cooperative::{Jobs, Matrices};
 use crate::ops::depthwise::MOST_TAPS;
 use crate::ops::moments::Parts;
-use crate::{Error, Result, Shape, TensorDesc};
+use crate::ops::winograd;
+use crate::{DType, Error, Result, Shape, TensorDesc};
 
 /// Which kernels compute a convolution. The results differ only by rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,6 +28,12 @@ pub enum Variant {
     /// An implicit matrix product in registers that shares operands by subgroup broadcasts: for CPU adapters.
     /// Adapters whose subgroups do not allow it take [`Variant::Tiled`].
     Subgroup,
+    /// An implicit matrix product on cooperative matrices, for GPUs with such units. `None` lets the shape choose the jobs
+    /// of a workgroup. Adapters without them take [`Variant::Tiled`].
+    Cooperative(Option<Jobs>),
+    /// Winograd's minimal filtering, for 3x3 windows with stride 1 of 32-bit elements. Others are done as by
+    /// [`Variant::Auto`], and so is the gradient of the weight.
+    Winograd,
     /// The definition, one invocation an output element: for few channels a group.
     Direct,
     /// Strips of pixels of vectors of channels: where every channel is convolved by itself. What it cannot do is done as
@@ -102,6 +110,8 @@ pub(super) enum Path {
     Tiled(Option<Tile>),
     /// With the size of a subgroup.
     Subgroup(u32),
+    Cooperative(Matrices),
+    Winograd,
     Direct,
     Depthwise,
 }
@@ -284,8 +294,10 @@ impl Geometry {
         }
     }
 
-    /// What `variant` means here.
-    pub fn path(&self, variant: Variant, caps: &Caps) -> Path {
+    /// What `variant` means here, for operands of `element`.
+    pub fn path(&self, variant: Variant, caps: &Caps, element: DType) -> Path {
+        let cooperative =
+            |jobs| Matrices::new(caps, element, jobs).map_or(Path::Tiled(None), Path::Cooperative);
         // Broadcasts come from the first 8 invocations, and a workgroup is one full subgroup, which only a fixed size
         // promises.
         let subgroup = caps
@@ -297,12 +309,21 @@ impl Geometry {
             && self.groups.is_multiple_of(4)
             && self.kernel[1] <= MOST_TAPS;
         match variant {
+            Variant::Winograd if winograd::suits(self, element) => Path::Winograd,
+            // There is no rule that leads back here, since it would have suited.
+            Variant::Winograd => self.path(Variant::Auto, caps, element),
             Variant::Auto | Variant::Depthwise if depthwise => Path::Depthwise,
             Variant::Depthwise => Path::Direct,
             Variant::Auto if self.groups > 1 && self.group_in.min(self.group_out) < 8 => Path::Direct,
+            Variant::Auto if winograd::is_the_rule(self, caps, element) => Path::Winograd,
             Variant::Auto if caps.cpu => subgroup,
+            // With 32-bit elements the tiled kernel is the rule until they have been compared.
+            Variant::Auto if element == DType::F16 && Matrices::suit(self.group_in, self.group_out) => {
+                cooperative(None)
+            }
             Variant::Auto => Path::Tiled(None),
             Variant::Tiled(tile) => Path::Tiled(tile),
+            Variant::Cooperative(jobs) => cooperative(jobs),
             Variant::Subgroup => subgroup,
             Variant::Direct => Path::Direct,
         }
@@ -364,14 +385,62 @@ crate::param_block! {
     }
 }
 
+impl ProductParams {
+    /// The parameters of a convolution itself.
+    pub(super) fn forward(lowering: &Lowering<'_>, aligned: &Geometry) -> Result<Self> {
+        // A window may begin up to a whole kernel outside x.
+        let origin = |padding: usize| -> Result<i32> { Ok(-signed(lowering, padding)?) };
+        Ok(Self {
+            pixels: lowering.size(aligned.out_pixels())?,
+            grid_height: lowering.size(aligned.out_size[0])?,
+            grid_width: lowering.size(aligned.out_size[1])?,
+            in_height: lowering.size(aligned.in_size[0])?,
+            in_width: lowering.size(aligned.in_size[1])?,
+            in_vectors: lowering.size(aligned.in_channels() / 4)?,
+            group_in_vectors: lowering.size(aligned.group_in / 4)?,
+            out_height: lowering.size(aligned.out_size[0])?,
+            out_width: lowering.size(aligned.out_size[1])?,
+            out_vectors: lowering.size(aligned.out_channels() / 4)?,
+            group_out_vectors: lowering.size(aligned.group_out / 4)?,
+            blocks_per_group: 0,
+            taps_y: lowering.size(aligned.kernel[0])?,
+            taps_x: lowering.size(aligned.kernel[1])?,
+            stride_y: lowering.size(aligned.stride[0])?,
+            stride_x: lowering.size(aligned.stride[1])?,
+            origin_y: origin(aligned.padding[0])?,
+            origin_x: origin(aligned.padding[1])?,
+            out_step_y: 1,
+            out_step_x: 1,
+            out_first_y: 0,
+            out_first_x: 0,
+            weight_first: 0,
+        })
+    }
+}
+
 /// `conv2d.wgsl`
-pub(super) static TILED: Kernel = Kernel {
+pub(super) static TILED: Kernel = TILED_KERNEL;
+
+const TILED_KERNEL: Kernel = Kernel {
     shader: "conv2d",
     entry: "main",
     params: ProductParams::FIELDS,
     bindings: &[read("x"), read("weight"), write("y"), write("partial")],
     constants: &["ROWS", "COLUMNS", "WIDE", "MOMENTS"],
-    subgroups: false,
+    needs: Needs::Nothing,
+};
+
+/// `conv2d_cooperative.wgsl` on matrices of 8 x 8.
+pub(super) static COOPERATIVE_8: Kernel = COOPERATIVE_KERNEL;
+
+/// `conv2d_cooperative.wgsl` on matrices of 16 x 16.
+pub(super) static COOPERATIVE_16: Kernel = Kernel { needs: Needs::Matrices(16), ..COOPERATIVE_KERNEL };
+
+const COOPERATIVE_KERNEL: Kernel = Kernel {
+    shader: "conv2d_cooperative",
+    constants: &["JOBS_Y", "JOBS_X", "STEP", "WORKGROUP", "MOMENTS"],
+    needs: Needs::Matrices(8),
+    ..TILED_KERNEL
 };
 
 /// `conv2d_subgroup.wgsl`
@@ -381,7 +450,7 @@ pub(super) static SUBGROUP: Kernel = Kernel {
     params: ProductParams::FIELDS,
     bindings: &[read("x"), read("weight"), write("y")],
     constants: &["WORKGROUP", "WIDE"],
-    subgroups: true,
+    needs: Needs::Subgroups,
 };
 
 /// `conv2d_subgroup_strip.wgsl`
@@ -391,7 +460,7 @@ pub(super) static STRIP: Kernel = Kernel {
     params: ProductParams::FIELDS,
     bindings: &[read("x"), read("weight"), write("y")],
     constants: &["WORKGROUP"],
-    subgroups: true,
+    needs: Needs::Subgroups,
 };
 
 /// Pixels of an invocation of `conv2d_subgroup.wgsl` and `conv2d_subgroup_strip.wgsl`.
@@ -436,9 +505,10 @@ pub(super) fn lower_product(
 ) -> Result<Option<Parts>> {
     let pixels = params.pixels as usize;
     let group_out = params.group_out_vectors as usize * 4;
-    // The kernel, workgroups along the pixels and along the channels of a group, and the constants; and the tile, where the
-    // kernel can leave moments.
-    let (kernel, pixel_blocks, blocks, constants, tile) = match path {
+    let flag = ("MOMENTS", f64::from(u8::from(moments)));
+    // The kernel, workgroups along the pixels and along the channels of a group, and the constants; and the pixels of a part,
+    // where the kernel can leave moments, and such parts of a workgroup.
+    let (kernel, pixel_blocks, blocks, constants, parts) = match path {
         Path::Subgroup(size) if suits_strips(&params) => {
             let width = params.grid_width as usize;
             let strips = pixels / width * width.div_ceil(SUBGROUP_PIXELS);
@@ -451,10 +521,17 @@ pub(super) fn lower_product(
         }
         Path::Tiled(tile) => {
             let tile = tile.unwrap_or_else(|| Tile::choose(pixels, group_out, groups));
-            let flag = ("MOMENTS", f64::from(u8::from(moments)));
             let constants = tile.constants().into_iter().chain([flag]).collect();
-            (&TILED, tile.row_blocks(pixels), tile.column_blocks(group_out), constants, Some(tile))
+            let rows = tile.rows as usize;
+            (&TILED, tile.row_blocks(pixels), tile.column_blocks(group_out), constants, Some([rows, 1]))
         }
+        Path::Cooperative(matrices) => {
+            let mut blocks = matrices.blocks(lowering.caps(), pixels, group_out, groups)?;
+            blocks.constants.push(flag);
+            let kernel = matrices.kernel([&COOPERATIVE_8, &COOPERATIVE_16]);
+            (kernel, blocks.rows, blocks.columns, blocks.constants, Some(blocks.job_rows))
+        }
+        Path::Winograd => return winograd::lower(lowering, &params, operands).map(|()| None),
         Path::Direct | Path::Depthwise => {
             return Err(Error::graph("a direct convolution is no matrix product", "use its own kernel"));
         }
@@ -462,86 +539,15 @@ pub(super) fn lower_product(
     params.blocks_per_group = lowering.size(blocks)?;
     let [x, y, _] = lowering.fold(pixel_blocks)?;
     let grid = [lowering.size(groups * blocks)?, x, y];
-    let Some(tile) = tile else {
+    let Some([rows, parts]) = parts else {
         return lowering.dispatch(kernel, &constants, &params, &operands, grid).map(|()| None);
     };
     let channels = params.out_vectors as usize * 4;
+    let count = pixels.div_ceil(rows).min(pixel_blocks * parts);
     // Without moments nothing is written there, but a kernel has one set of bindings.
-    let bytes = if moments { 8 * pixel_blocks * channels } else { 16 };
+    let bytes = if moments { 8 * count * channels } else { 16 };
     let partial = lowering.workspace(bytes as u64);
     let [x, weight, y] = operands;
     lowering.dispatch(kernel, &constants, &params, &[x, weight, y, partial], grid)?;
-    Ok(moments.then_some(Parts { partial, count: pixel_blocks, rows: tile.rows as usize }))
-}
-
-crate::param_block! {
-    /// Parameters of `conv2d_direct.wgsl` and `conv2d_grad_input.wgsl`.
-    pub struct DirectParams {
-        /// Elements of the result.
-        len: u32,
-        /// Height of x.
-        in_height: u32,
-        /// Width of x.
-        in_width: u32,
-        /// Input channels of a group.
-        group_in: u32,
-        /// Height of y.
-        out_height: u32,
-        /// Width of y.
-        out_width: u32,
-        /// Output channels of a group.
-        group_out: u32,
-        /// Groups.
-        groups: u32,
-        /// Kernel rows.
-        kernel_height: u32,
-        /// Kernel columns.
-        kernel_width: u32,
-        /// Stride along the height.
-        stride_y: u32,
-        /// Stride along the width.
-        stride_x: u32,
-        /// Rows of zeros above x.
-        pad_top: u32,
-        /// Columns of zeros left of x.
-        pad_left: u32,
-    }
-}
-
-impl DirectParams {
-    /// The parameters for a result of `len` elements.
-    pub(super) fn new(lowering: &Lowering<'_>, geometry: &Geometry, len: usize) -> Result<Self> {
-        Ok(Self {
-            len: lowering.size(len)?,
-            in_height: lowering.size(geometry.in_size[0])?,
-            in_width: lowering.size(geometry.in_size[1])?,
-            group_in: lowering.size(geometry.group_in)?,
-            out_height: lowering.size(geometry.out_size[0])?,
-            out_width: lowering.size(geometry.out_size[1])?,
-            group_out: lowering.size(geometry.group_out)?,
-            groups: lowering.size(geometry.groups)?,
-            kernel_height: lowering.size(geometry.kernel[0])?,
-            kernel_width: lowering.size(geometry.kernel[1])?,
-            stride_y: lowering.size(geometry.stride[0])?,
-            stride_x: lowering.size(geometry.stride[1])?,
-            pad_top: lowering.size(geometry.padding[0])?,
-            pad_left: lowering.size(geometry.padding[1])?,
-        })
-    }
-}
-
-/// Invocations of a workgroup of the direct kernels.
-pub(super) const DIRECT_WORKGROUP: usize = 64;
-
-/// Dispatches `kernel`, one of the two direct kernels with [`DirectParams`], for a result of `len` elements.
-pub(super) fn lower_direct(
-    lowering: &mut Lowering<'_>,
-    kernel: &'static Kernel,
-    geometry: &Geometry,
-    len: usize,
-    operands: [Operand; 3],
-) -> Result<()> {
-    let params = DirectParams::new(lowering, geometry, len)?;
-    let grid = lowering.fold(len.div_ceil(DIRECT_WORKGROUP))?;
-    lowering.dispatch(kernel, &[("WORKGROUP", DIRECT_WORKGROUP as f64)], &params, &operands, grid)
+    Ok(moments.then_some(Parts { partial, count, rows }))
 }

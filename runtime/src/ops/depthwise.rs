@@ -2,7 +2,7 @@
 //! strips of pixels for vectors of four channels.
 
 use crate::caps::Caps;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Lowering, Operand};
 use crate::ops::conv2d::signed;
 use crate::ops::conv2d_grad_weight::StripParams;
@@ -19,7 +19,7 @@ pub(super) static DEPTHWISE: Kernel = Kernel {
     params: ProductParams::FIELDS,
     bindings: &[read("x"), read("weight"), write("y")],
     constants: CONSTANTS,
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// `conv2d_depthwise_grad_weight.wgsl`
@@ -29,7 +29,7 @@ pub(super) static GRAD_WEIGHT: Kernel = Kernel {
     params: StripParams::FIELDS,
     bindings: &[read("x"), read("dy"), write("dw")],
     constants: CONSTANTS,
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// Pixels of a strip at most, and of x that its windows may cover, as in the shaders.

@@ -7,7 +7,7 @@
 
 use crate::case::{Case, OpEntry, normal, words};
 use crate::host::Array;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_one};
 use crate::{Error, Result, TensorDesc};
 
@@ -33,7 +33,7 @@ static DROPOUT: Kernel = Kernel {
     params: DropoutParams::FIELDS,
     bindings: &[read("x"), read("seed"), write("y")],
     constants: &[],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// The registry's entry.

@@ -2,7 +2,7 @@
 
 use crate::case::{Case, OpEntry};
 use crate::host::Array;
-use crate::kernel::{Kernel, ParamBlock, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, write};
 use crate::op::{Cost, Lowering, Op, Operand, Record, TensorId, push_one};
 use crate::{Error, Result, Shape, TensorDesc};
 
@@ -22,7 +22,7 @@ static FILL: Kernel = Kernel {
     params: FillParams::FIELDS,
     bindings: &[write("y")],
     constants: &[],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// The registry's entry.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::case::{Case, OpEntry, constant, normal};
 use crate::host::Array;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Bound, Cost, Lowering, Op, Operand, Record, TensorId};
 use crate::{Error, Result, TensorDesc};
 
@@ -35,7 +35,7 @@ static SQUARES: Kernel = Kernel {
     params: ShareParams::FIELDS,
     bindings: &[read("x"), write("partial")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// `grad_norm_finish.wgsl`, also the second stage of ops that leave partial sums of squares themselves.
@@ -45,7 +45,7 @@ pub static FINISH: Kernel = Kernel {
     params: FinishParams::FIELDS,
     bindings: &[read("partial"), write("norm")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// The registry's entry.

@@ -5,7 +5,7 @@
 
 use crate::case::{Case, OpEntry, integers};
 use crate::host::Array;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Cost, Lowering, Op, Operand, Record, TensorId, push_one};
 use crate::{DType, Error, Result, TensorDesc};
 
@@ -41,7 +41,7 @@ static KERNEL: Kernel = Kernel {
     params: ImageInputParams::FIELDS,
     bindings: &[read("bytes"), read("mirror"), write("y")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// The registry's entry.

@@ -6,7 +6,7 @@
 
 use crate::case::{Case, OpEntry, constant, normal};
 use crate::host::Array;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_one};
 use crate::{Error, Result, TensorDesc};
 
@@ -28,7 +28,7 @@ static L2_NORMALIZE: Kernel = Kernel {
     params: L2NormalizeParams::FIELDS,
     bindings: &[read("x"), write("y")],
     constants: &[],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 static L2_NORMALIZE_GRAD: Kernel = Kernel {
@@ -37,7 +37,7 @@ static L2_NORMALIZE_GRAD: Kernel = Kernel {
     params: L2NormalizeParams::FIELDS,
     bindings: &[read("x"), read("dy"), write("dx")],
     constants: &[],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// The registry's entry for [`L2Normalize`].

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use crate::case::{Case, OpEntry};
 use crate::host::Array;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Bound, Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_one};
 use crate::ops::{matmul_cases, sum_rows};
 use crate::{Caps, DType, Error, Result, Shape, TensorDesc};
@@ -53,15 +53,19 @@ const TILED_KERNEL: Kernel = Kernel {
     params: MatMulParams::FIELDS,
     bindings: &[read("a"), read("b"), read("bias"), write("c")],
     constants: TRANSPOSES,
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 static TILED: Kernel = TILED_KERNEL;
 static TILED_SCALAR: Kernel = Kernel { shader: "matmul_scalar", ..TILED_KERNEL };
 static LARGE: Kernel = Kernel { shader: "matmul_large", ..TILED_KERNEL };
 static REGISTER: Kernel =
     Kernel { shader: "matmul_register", constants: TRANSPOSES_AND_LANES, ..TILED_KERNEL };
-static SUBGROUP: Kernel =
-    Kernel { shader: "matmul_subgroup", constants: TRANSPOSES_AND_LANES, subgroups: true, ..TILED_KERNEL };
+static SUBGROUP: Kernel = Kernel {
+    shader: "matmul_subgroup",
+    constants: TRANSPOSES_AND_LANES,
+    needs: Needs::Subgroups,
+    ..TILED_KERNEL
+};
 
 /// Lanes of a workgroup of `matmul_register.wgsl`.
 const REGISTER_LANES: usize = 8;

@@ -20,7 +20,9 @@ pub mod conv2d_grad_input;
 pub mod conv2d_grad_weight;
 mod conv2d_variants;
 pub mod convolution;
+pub mod cooperative;
 mod depthwise;
+pub mod direct;
 pub mod dropout;
 pub mod fill;
 pub mod grad_norm;
@@ -41,6 +43,7 @@ pub mod step_factor;
 pub mod sum_all;
 pub mod sum_rows;
 mod walk;
+mod winograd;
 
 /// Every op of the runtime, sorted by name.
 pub const REGISTRY: &[OpEntry] = &[

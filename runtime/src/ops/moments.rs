@@ -4,7 +4,7 @@
 
 use crate::Result;
 use crate::host::Array;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Lowering, Operand};
 use crate::ops::batch_norm::{STATS, STATS_VEC4};
 use crate::ops::walk::Walk;
@@ -31,7 +31,7 @@ pub(super) static COMBINE: Kernel = Kernel {
     params: CombineParams::FIELDS,
     bindings: &[read("x"), read("partial"), write("moments")],
     constants: &["COLUMNS", "LANES", "SHIFTED"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// Channels of a workgroup of the second stage, and parts that it handles at a time.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::case::{Case, OpEntry, normal, uniform};
 use crate::host::Array;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Again, Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_many, push_one};
 use crate::ops::sum_rows;
 use crate::ops::walk::{self, RowsParams, Walk};
@@ -19,7 +19,7 @@ const PRELU_KERNEL: Kernel = Kernel {
     params: RowsParams::FIELDS,
     bindings: &[read("x"), read("slope"), write("y")],
     constants: walk::CONSTANTS,
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 static PRELU: Kernel = PRELU_KERNEL;
 static PRELU_VEC4: Kernel = Kernel { shader: "prelu_vec4", ..PRELU_KERNEL };
@@ -30,7 +30,7 @@ const PRELU_GRAD_KERNEL: Kernel = Kernel {
     params: RowsParams::FIELDS,
     bindings: &[read("x"), read("slope"), read("dy"), write("dx"), write("partial")],
     constants: walk::CONSTANTS,
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 static PRELU_GRAD: Kernel = PRELU_GRAD_KERNEL;
 static PRELU_GRAD_VEC4: Kernel = Kernel { shader: "prelu_grad_vec4", ..PRELU_GRAD_KERNEL };

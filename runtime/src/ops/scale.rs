@@ -2,7 +2,7 @@
 
 use crate::case::{Case, OpEntry, normal};
 use crate::host::Array;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_one};
 use crate::{Error, Result, TensorDesc};
 
@@ -22,7 +22,7 @@ static SCALE: Kernel = Kernel {
     params: ScaleParams::FIELDS,
     bindings: &[read("x"), write("y")],
     constants: &[],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// The registry's entry.

@@ -3,7 +3,7 @@
 
 use crate::case::{Case, OpEntry, floats, normal};
 use crate::host::Array;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_one};
 use crate::{Error, Result, TensorDesc};
 
@@ -23,7 +23,7 @@ static KERNEL: Kernel = Kernel {
     params: ScaleByParams::FIELDS,
     bindings: &[read("x"), read("factor"), write("y")],
     constants: &[],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// The registry's entry.

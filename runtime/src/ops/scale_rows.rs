@@ -4,7 +4,7 @@
 
 use crate::case::{Case, OpEntry, normal};
 use crate::host::Array;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_one};
 use crate::{Error, Result, TensorDesc};
 
@@ -24,7 +24,7 @@ static SCALE_ROWS: Kernel = Kernel {
     params: ScaleRowsParams::FIELDS,
     bindings: &[read("x"), read("factors"), write("y")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// The registry's entry.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::case::{Case, OpEntry, constant, floats, normal};
 use crate::host::Array;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Bound, Cost, Lowering, Op, Operand, Record, TensorId};
 use crate::{Error, Result, TensorDesc};
 
@@ -38,7 +38,7 @@ static VECTORS: Kernel = Kernel {
     params: SgdParams::FIELDS,
     bindings: &[write("weight"), read("grad"), write("velocity"), read("lr"), read("scale")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 static TAIL: Kernel = Kernel {
@@ -47,7 +47,7 @@ static TAIL: Kernel = Kernel {
     params: SgdParams::FIELDS,
     bindings: &[write("weight"), read("grad"), write("velocity"), read("lr"), read("scale")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// The registry's entry.

@@ -7,7 +7,7 @@
 
 use crate::case::{Case, OpEntry, floats, words};
 use crate::host::Array;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Cost, Lowering, Op, Operand, Record, TensorId, push_one};
 use crate::{Error, Result, TensorDesc};
 
@@ -31,7 +31,7 @@ static KERNEL: Kernel = Kernel {
     params: StepFactorParams::FIELDS,
     bindings: &[read("norm"), read("nonfinite"), write("halted"), read("scale"), write("factor")],
     constants: &[],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// The registry's entry.

@@ -5,7 +5,7 @@
 
 use crate::case::{Case, OpEntry, normal, uniform};
 use crate::host::Array;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_one};
 use crate::ops::broadcast_scalar;
 use crate::{Error, Result, TensorDesc};
@@ -28,7 +28,7 @@ static SUM_ALL: Kernel = Kernel {
     params: SumAllParams::FIELDS,
     bindings: &[read("x"), write("y")],
     constants: &[],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// The registry's entry.

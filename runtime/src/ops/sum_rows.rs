@@ -6,7 +6,7 @@
 use crate::caps::Caps;
 use crate::case::{Case, OpEntry, normal};
 use crate::host::Array;
-use crate::kernel::{Kernel, ParamBlock, read, write};
+use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Cost, Lowering, Op, Operand, Record, TensorId, push_one};
 use crate::{Error, Result, TensorDesc};
 
@@ -31,7 +31,7 @@ pub static KERNEL: Kernel = Kernel {
     params: SumRowsParams::FIELDS,
     bindings: &[read("x"), write("y")],
     constants: &[],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// The registry's entry.

@@ -8,7 +8,7 @@
 
 use epl_runtime::case::{Case, Input, OpEntry, constant, integers};
 use epl_runtime::host::Array;
-use epl_runtime::kernel::{Kernel, ParamBlock, read, write};
+use epl_runtime::kernel::{Kernel, Needs, ParamBlock, read, write};
 use epl_runtime::op::{Cost, Lowering, Op, Operand, Record, TensorId, push_one};
 use epl_runtime::ops::matmul::Product;
 use epl_runtime::{Error, Result, TensorDesc};
@@ -42,7 +42,7 @@ static SCORE_HISTOGRAM: Kernel = Kernel {
     params: ScoreHistogramParams::FIELDS,
     bindings: &[read("scores"), read("row_labels"), read("column_labels"), read("window"), write("counts")],
     constants: &["ROWS"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 const PRODUCT: [&Kernel; 6] = Product::KERNELS;

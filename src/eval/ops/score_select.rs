@@ -11,7 +11,7 @@
 
 use epl_runtime::case::{Case, Input, OpEntry, constant, words};
 use epl_runtime::host::Array;
-use epl_runtime::kernel::{Kernel, ParamBlock, read, write};
+use epl_runtime::kernel::{Kernel, Needs, ParamBlock, read, write};
 use epl_runtime::op::{Cost, Lowering, Op, Operand, Record, TensorId, push_many};
 use epl_runtime::ops::matmul::Product;
 use epl_runtime::{Error, Result, TensorDesc};
@@ -62,7 +62,7 @@ static SCORE_SELECT: Kernel = Kernel {
         write("list"),
     ],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 static COUNT: Kernel = Kernel {
     shader: "score_select_count",
@@ -70,7 +70,7 @@ static COUNT: Kernel = Kernel {
     params: ScoreSelectParams::FIELDS,
     bindings: &[read("scores"), read("chosen"), read("window"), write("row_counts")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 static OFFSETS: Kernel = Kernel {
     shader: "score_select_offsets",
@@ -78,7 +78,7 @@ static OFFSETS: Kernel = Kernel {
     params: OffsetsParams::FIELDS,
     bindings: &[read("row_counts"), write("offsets"), write("total")],
     constants: &["WORKGROUP"],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 const PRODUCT: [&Kernel; 6] = Product::KERNELS;

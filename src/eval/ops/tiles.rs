@@ -2,7 +2,7 @@
 
 use epl_runtime::case::{Input, integers, matrix, words};
 use epl_runtime::host::Array;
-use epl_runtime::kernel::{Kernel, ParamBlock, write};
+use epl_runtime::kernel::{Kernel, Needs, ParamBlock, write};
 use epl_runtime::op::{Bound, Cost, Lowering, Operand};
 use epl_runtime::ops::matmul::{MatMul, Product, Variant};
 use epl_runtime::{Caps, DType, Error, Result, TensorDesc};
@@ -61,7 +61,7 @@ pub(super) static CLEAR: Kernel = Kernel {
     params: ClearParams::FIELDS,
     bindings: &[write("words")],
     constants: &[],
-    subgroups: false,
+    needs: Needs::Nothing,
 };
 
 /// Appends a launch that zeroes an operand of `len` words.

@@ -17,13 +17,21 @@ pub struct Measured {
     pub bytes: Option<u64>,
 }
 
-/// One of those who are compared.
+/// One of those who are compared. Its program is started anew where it ended.
 pub struct Side {
     name: String,
     hello: Value,
+    command: Command,
+    process: Process,
+}
+
+/// A program that runs.
+struct Process {
     child: Child,
     to: ChildStdin,
     from: BufReader<ChildStdout>,
+    /// Whether it has answered anything but who it is.
+    used: bool,
 }
 
 impl Side {
@@ -32,18 +40,9 @@ impl Side {
     /// # Errors
     /// It cannot be started, or says that it cannot work.
     pub fn start(name: &str, mut command: Command) -> Result<Self> {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("cannot start {name}"))?;
-        let (Some(to), Some(from)) = (child.stdin.take(), child.stdout.take()) else {
-            bail!("{name} has no standard input and output");
-        };
-        let mut side = Self { name: name.into(), hello: Value::Null, child, to, from: BufReader::new(from) };
-        let hello = json!({"kind": "hello", "samples": 1, "seconds": 0.0});
-        side.hello = side.exchange(&hello).with_context(|| format!("{name} does not answer"))?;
-        Ok(side)
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let (process, hello) = Process::start(name, &mut command)?;
+        Ok(Self { name: name.into(), hello, command, process })
     }
 
     /// Its name.
@@ -74,27 +73,53 @@ impl Side {
     /// # Errors
     /// What it says it cannot do, or that it is gone.
     pub fn ask(&mut self, request: &Value) -> Result<Measured> {
-        let answer = self.exchange(request)?;
-        measured(&answer)
+        let mut line = self.process.exchange(request);
+        // What it was asked before may have been its end.
+        if line.is_err() && self.process.used {
+            self.process = Process::start(&self.name, &mut self.command)?.0;
+            line = self.process.exchange(request);
+        }
+        self.process.used = true;
+        measured(&answer(&line?)?)
+    }
+}
+
+impl Process {
+    /// Starts it and asks who it is.
+    fn start(name: &str, command: &mut Command) -> Result<(Self, Value)> {
+        let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+        let (Some(to), Some(from)) = (child.stdin.take(), child.stdout.take()) else {
+            bail!("{name} has no standard input and output");
+        };
+        let mut process = Self { child, to, from: BufReader::new(from), used: false };
+        let hello = json!({"kind": "hello", "samples": 1, "seconds": 0.0});
+        let line = process.exchange(&hello).and_then(|line| answer(&line));
+        let hello = line.with_context(|| format!("{name} does not answer"))?;
+        Ok((process, hello))
     }
 
-    fn exchange(&mut self, request: &Value) -> Result<Value> {
+    /// Its answer, a line; an error where it has ended.
+    fn exchange(&mut self, request: &Value) -> Result<String> {
         writeln!(self.to, "{request}").and_then(|()| self.to.flush()).map_err(|_| anyhow!("it has ended"))?;
         let mut line = String::new();
         self.from.read_line(&mut line).context("its answer cannot be read")?;
         if line.is_empty() {
             bail!("it has ended");
         }
-        let answer: Value =
-            serde_json::from_str(&line).with_context(|| format!("it answered `{}`", line.trim_end()))?;
-        match answer["error"].as_str() {
-            Some(error) => bail!("{error}"),
-            None => Ok(answer),
-        }
+        Ok(line)
     }
 }
 
-impl Drop for Side {
+fn answer(line: &str) -> Result<Value> {
+    let answer: Value =
+        serde_json::from_str(line).with_context(|| format!("it answered `{}`", line.trim_end()))?;
+    match answer["error"].as_str() {
+        Some(error) => bail!("{error}"),
+        None => Ok(answer),
+    }
+}
+
+impl Drop for Process {
     fn drop(&mut self) {
         // It ends with its input; should it hang, it is not waited for.
         let _ = self.child.kill();
@@ -143,6 +168,13 @@ mod tests {
             side("read a; echo '{\"version\": \"1\"}'; read b; echo '{\"seconds\": [2]}'").unwrap();
         assert!(good.description().starts_with("it 1"));
         assert_eq!(good.ask(&json!({})).unwrap().seconds, [2.0]);
-        assert!(good.ask(&json!({})).is_err());
+        // It is started again for the next item, and not for ever where it ends at once.
+        assert_eq!(good.ask(&json!({})).unwrap().seconds, [2.0]);
+        let mut useless = side("read a; echo '{}'; read b").unwrap();
+        assert!(useless.ask(&json!({})).is_err());
+        let mut broken = side("read a; echo '{}'; read b; echo '{\"error\": \"it panicked\"}'").unwrap();
+        for _ in 0..2 {
+            assert!(format!("{:#}", broken.ask(&json!({})).unwrap_err()).contains("it panicked"));
+        }
     }
 }

@@ -63,17 +63,21 @@ fn main() {
     let device = device();
     for line in std::io::stdin().lock().lines() {
         let Ok(line) = line else { return };
+        let mut panicked = false;
         let answer = match serde_json::from_str::<Request>(&line) {
             Err(error) => Answer::Failed { error: error.to_string() },
-            // burn panics where the device gives out, and is not to be used any more then.
             Ok(request) => match catch_unwind(AssertUnwindSafe(|| serve(&device, &request))) {
                 Ok(answer) => answer,
-                Err(_) => Answer::Failed { error: "it panicked".into() },
+                Err(_) => {
+                    panicked = true;
+                    Answer::Failed { error: "it panicked".into() }
+                }
             },
         };
         let text = serde_json::to_string(&answer).expect("an answer is plain data");
         let mut out = std::io::stdout().lock();
-        if writeln!(out, "{text}").and_then(|()| out.flush()).is_err() {
+        // burn panics where the device gives out, and cannot be used any more then: whoever asks starts it again.
+        if writeln!(out, "{text}").and_then(|()| out.flush()).is_err() || panicked {
             return;
         }
     }
