@@ -4,6 +4,8 @@
 
 struct Params {
     len: u32,
+    // Neighbours that a workgroup takes.
+    per_workgroup: u32,
     // The first workgroup's place in `partial`.
     first: u32,
 }
@@ -29,17 +31,17 @@ fn square(value: f32) -> vec2<f32> {
 @compute @workgroup_size(WORKGROUP)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_id) local: vec3<u32>,
 ) {
-    let step = groups.x * WORKGROUP;
-    var i = group.x * WORKGROUP + local.x;
+    let begin = group.x * params.per_workgroup;
+    let end = min(begin + params.per_workgroup, params.len);
+    var i = begin + local.x;
     var own = vec2<f32>(0.0);
     // Four independent loads at a time.
-    for (; i + 3u * step < params.len; i += 4u * step) {
-        own += (square(x[i]) + square(x[i + step])) + (square(x[i + 2u * step]) + square(x[i + 3u * step]));
+    for (; i + 3u * WORKGROUP < end; i += 4u * WORKGROUP) {
+        own += (square(x[i]) + square(x[i + WORKGROUP])) + (square(x[i + 2u * WORKGROUP]) + square(x[i + 3u * WORKGROUP]));
     }
-    for (; i < params.len; i += step) {
+    for (; i < end; i += WORKGROUP) {
         own += square(x[i]);
     }
     sums[local.x] = own;

@@ -158,6 +158,8 @@ shaders! {
     "prelu_grad",
     "prelu_grad_vec4",
     "prelu_vec4",
+    "roof_fma",
+    "roof_triad",
     "scale",
     "scale_by",
     "scale_rows",

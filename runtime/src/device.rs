@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use crate::caps::{Caps, MatrixSides, SubgroupSizes};
 use crate::counters::{CounterSnapshot, Counters};
-use crate::matrix_unit;
+use crate::features::Feature;
 use crate::pipeline_file::{PipelineFile, kernel_fingerprint};
 use crate::pipelines::{Pipeline, PipelineSpec, Pipelines};
+use crate::probe::matrix_unit;
 use crate::{Error, Result};
 
 /// Longest wait for a submission before the device is taken for dead.
@@ -25,8 +26,8 @@ pub struct DeviceOptions {
     pub webgpu_limits: bool,
     /// On a CPU adapter, choose the kernels, tiles and splits of a GPU. For testing them where there is none.
     pub gpu_kernels: bool,
-    /// Leave the adapter's matrix unit alone.
-    pub no_matrices: bool,
+    /// Optional features that are left alone, whether the adapter has them or not.
+    pub without: Vec<Feature>,
     /// Do as if a binding held no more than this many bytes. For testing tensors that take several.
     pub max_binding_bytes: Option<u64>,
     /// Do as if a buffer held no more than this many bytes. For testing tensors that take several.
@@ -40,6 +41,12 @@ pub struct DeviceOptions {
 }
 
 impl DeviceOptions {
+    /// Whether a feature is to be used where the adapter has it.
+    fn allows(&self, feature: Feature) -> bool {
+        let subgroups = |feature| feature == Feature::Matrices && self.without.contains(&Feature::Subgroups);
+        !(self.webgpu_limits || self.without.contains(&feature) || subgroups(feature))
+    }
+
     fn warn(&self, line: &str) {
         if let Some(warn) = self.warnings {
             warn(line);
@@ -98,21 +105,20 @@ fn enumerate() -> Vec<wgpu::Adapter> {
     found
 }
 
-fn caps_of(adapter: &wgpu::Adapter, webgpu_limits: bool) -> Caps {
+fn caps_of(adapter: &wgpu::Adapter, options: &DeviceOptions) -> Caps {
     let info = adapter.get_info();
     let cpu = info.device_type == wgpu::DeviceType::Cpu;
-    if webgpu_limits {
+    if options.webgpu_limits {
         return Caps { cpu, ..Caps::WEBGPU };
     }
     let limits = adapter.limits();
-    let subgroups = adapter
-        .features()
-        .contains(wgpu::Features::SUBGROUP)
+    let has = |feature: Feature| options.allows(feature) && adapter.features().contains(feature.wgpu());
+    let subgroups = has(Feature::Subgroups)
         .then_some(SubgroupSizes { min: info.subgroup_min_size, max: info.subgroup_max_size });
     Caps {
         cpu,
         subgroups,
-        f16: adapter.features().contains(wgpu::Features::SHADER_F16),
+        f16: has(Feature::F16),
         // Only an open device can test them.
         matrices: MatrixSides::default(),
         max_binding_bytes: limits.max_storage_buffer_binding_size.min((1 << 31) - 4),
@@ -136,7 +142,7 @@ fn describe(index: usize, adapter: &wgpu::Adapter) -> AdapterDescription {
         backend: format!("{:?}", info.backend),
         kind: format!("{:?}", info.device_type),
         driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
-        caps: caps_of(adapter, false),
+        caps: caps_of(adapter, &DeviceOptions::default()),
         timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
         shader_f16: features.contains(wgpu::Features::SHADER_F16),
         cooperative_matrix: adapter
@@ -210,10 +216,10 @@ impl Device {
     /// Opens the adapter that `options` name. Its matrix unit is tested, and used only if it passes.
     pub fn open(options: &DeviceOptions) -> Result<Arc<Self>> {
         let (index, adapter) = choose(enumerate(), options.select.as_deref())?;
-        let claimed = if options.webgpu_limits || options.no_matrices {
-            MatrixSides::default()
+        let claimed = if options.allows(Feature::Matrices) {
+            matrix_unit::claimed(&adapter, options.allows(Feature::F16))
         } else {
-            matrix_unit::claimed(&adapter)
+            MatrixSides::default()
         };
         let mut device = Self::open_adapter(options, index, &adapter, claimed != MatrixSides::default())?;
         let widest = device.caps.subgroups.map(|sizes| sizes.max);
@@ -238,28 +244,23 @@ impl Device {
         matrices: bool,
     ) -> Result<Self> {
         let description = describe(index, adapter);
-        let mut caps = caps_of(adapter, options.webgpu_limits);
+        let mut caps = caps_of(adapter, options);
         caps.cpu &= !options.gpu_kernels;
         caps.max_buffer_bytes = caps.max_buffer_bytes.min(options.max_buffer_bytes.unwrap_or(u64::MAX));
         caps.max_binding_bytes = caps.max_binding_bytes.min(options.max_binding_bytes.unwrap_or(u64::MAX));
-        let mut features =
-            wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP | wgpu::Features::SHADER_F16;
-        if options.webgpu_limits {
-            features = wgpu::Features::TIMESTAMP_QUERY;
-        }
-        features |= wgpu::Features::PIPELINE_CACHE;
-        if matrices {
-            features |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
-        }
+        let wanted = Feature::ALL
+            .into_iter()
+            .filter(|&feature| options.allows(feature) && (feature != Feature::Matrices || matrices));
+        let features = wanted.fold(wgpu::Features::empty(), |all, feature| all | feature.wgpu());
         // SAFETY: the one experimental feature is that of cooperative matrices, whose kernels are compared with references
         // like all others, and which is used where the adapter passes a test of its own.
         let experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
-        features &= adapter.features();
+        let features = features & adapter.features();
         let limits = if options.webgpu_limits { wgpu::Limits::default() } else { adapter.limits() };
         let request = wgpu::DeviceDescriptor {
             label: Some("epl"),
             required_features: features,
-            required_limits: limits,
+            required_limits: limits.clone(),
             experimental_features,
             ..Default::default()
         };
@@ -278,7 +279,9 @@ impl Device {
                 note(&slot, format!("device lost ({reason:?}): {text}"));
             }
         });
-        let fingerprint = kernel_fingerprint(&description.name, &description.backend, &description.driver);
+        let used = format!("{features:?} {limits:?}");
+        let fingerprint =
+            kernel_fingerprint(&description.name, &description.backend, &description.driver, &used);
         let file = options.cache.as_ref().filter(|_| features.contains(wgpu::Features::PIPELINE_CACHE)).map(
             |folder| {
                 let vendor = wgpu::util::pipeline_cache_key(&adapter.get_info()).unwrap_or_default();

@@ -40,11 +40,11 @@ fn hash(parts: &[&[u8]]) -> Hash {
     hash.finalize().into()
 }
 
-/// Names what a driver's data, or measurements, depend on: adapter, driver, the versions of what translates shaders, and every
-/// shader. Two machines on which these agree have the same kernels.
-pub fn kernel_fingerprint(adapter: &str, backend: &str, driver: &str) -> String {
+/// Names what a driver's data, or measurements, depend on: adapter, driver, `used` of its features and limits, the versions of
+/// what translates shaders, and every shader. Two machines on which these agree have the same kernels.
+pub fn kernel_fingerprint(adapter: &str, backend: &str, driver: &str, used: &str) -> String {
     let mut parts: Vec<&[u8]> =
-        [env!("CARGO_PKG_VERSION"), WGPU, adapter, backend, driver].map(str::as_bytes).to_vec();
+        [env!("CARGO_PKG_VERSION"), WGPU, adapter, backend, driver, used].map(str::as_bytes).to_vec();
     parts.extend(epl_shaders::SHADERS.iter().flat_map(|(name, source)| [name.as_bytes(), source.as_bytes()]));
     hash(&parts).iter().map(|byte| format!("{byte:02x}")).collect()
 }

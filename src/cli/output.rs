@@ -6,6 +6,7 @@
 use std::fmt::{self, Display};
 use std::io::{self, ErrorKind, Write};
 
+use epl_runtime::probe::roof::Roof;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
@@ -133,6 +134,31 @@ impl Display for Table {
             writeln!(f, "{}", line.trim_end())?;
         }
         Ok(())
+    }
+}
+
+/// What an adapter's arithmetic and memory give at most, measured.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct MeasuredRoof {
+    /// 1e9 additions and multiplications in f32 a second, without a matrix unit.
+    gflops: f64,
+    /// 1e9 bytes a second, read and written.
+    gbytes_per_s: f64,
+}
+
+impl From<Roof> for MeasuredRoof {
+    fn from(roof: Roof) -> Self {
+        Self { gflops: roof.flops / 1e9, gbytes_per_s: roof.bytes / 1e9 }
+    }
+}
+
+impl Display for MeasuredRoof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { gflops, gbytes_per_s } = self;
+        write!(
+            f,
+            "{gflops:.0} GFLOP/s in f32, {gbytes_per_s:.1} GB/s; a matrix unit, or a cache that holds all operands, goes beyond it"
+        )
     }
 }
 

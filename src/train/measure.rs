@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use epl_runtime::inspect::profile;
+use epl_runtime::probe::roof::Roof;
 use epl_runtime::tune::TuneOptions;
 use epl_runtime::{Device, Session};
 use rand::Rng;
@@ -98,15 +99,19 @@ pub struct OpTime {
     pub gflops: f64,
     /// Billions of bytes a second, every operand counted once.
     pub gbytes_per_s: f64,
+    /// Milliseconds below which the adapter's [`Roof`] lets none of their work be done: the sum of every op's floor.
+    pub floor_ms: f64,
 }
 
 /// A step, whole and by op.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct StepProfile {
     /// Whole steps.
     pub seconds: StepSeconds,
     /// Every op in a pass of its own, the slowest first.
     pub ops: Vec<OpTime>,
+    /// What the adapter's arithmetic and memory give at most.
+    pub roof: Roof,
     /// Floating-point operations of a step.
     pub flops: f64,
     /// Launches of a step.
@@ -115,6 +120,16 @@ pub struct StepProfile {
     pub peak_bytes: u64,
     /// Where the time until the first step went, without data and device.
     pub start: StartSeconds,
+}
+
+/// What all ops of one name take together, in seconds, FLOPs and bytes.
+#[derive(Default)]
+struct Summed {
+    times: usize,
+    seconds: f64,
+    flops: f64,
+    bytes: f64,
+    floor: f64,
 }
 
 /// Measures `steps` steps of `config`, after one more that compiles what it needs, and then each of its ops; with the
@@ -129,6 +144,7 @@ pub fn profile_step(
     steps: usize,
     say: &mut dyn FnMut(&str),
 ) -> Result<StepProfile> {
+    let roof = Roof::measure(device)?;
     let mut clock = StartClock::since(Instant::now());
     let mut start = StartSeconds::default();
     let config = &resolve_form(config, classes, device.caps())?;
@@ -145,22 +161,24 @@ pub fn profile_step(
     start.first_result = clock.total();
     let seconds = measured.steps(steps.max(1))?;
     let session = &measured.session;
-    let mut by_op: BTreeMap<&str, (usize, f64, f64, f64)> = BTreeMap::new();
+    let mut by_op: BTreeMap<&str, Summed> = BTreeMap::new();
     for timing in profile(session, 3)? {
-        let (times, seconds, flops, bytes) = by_op.entry(timing.op).or_default();
-        *times += 1;
-        *seconds += timing.seconds;
-        *flops += timing.cost.flops;
-        *bytes += timing.cost.bytes;
+        let sum = by_op.entry(timing.op).or_default();
+        sum.times += 1;
+        sum.seconds += timing.seconds;
+        sum.flops += timing.cost.flops;
+        sum.bytes += timing.cost.bytes;
+        sum.floor += roof.floor(timing.cost.flops, timing.cost.bytes);
     }
-    let of = |(name, (times, seconds, flops, bytes)): (&str, (usize, f64, f64, f64))| {
-        let rate = |amount: f64| amount / seconds.max(1e-12) / 1e9;
+    let of = |(name, sum): (&str, Summed)| {
+        let rate = |amount: f64| amount / sum.seconds.max(1e-12) / 1e9;
         OpTime {
             name: name.to_owned(),
-            times,
-            ms: seconds * 1e3,
-            gflops: rate(flops),
-            gbytes_per_s: rate(bytes),
+            times: sum.times,
+            ms: sum.seconds * 1e3,
+            gflops: rate(sum.flops),
+            gbytes_per_s: rate(sum.bytes),
+            floor_ms: sum.floor * 1e3,
         }
     };
     let mut ops: Vec<OpTime> = by_op.into_iter().map(of).collect();
@@ -168,6 +186,7 @@ pub fn profile_step(
     Ok(StepProfile {
         seconds,
         ops,
+        roof,
         flops: session.plan().cost(session.graph()).flops,
         launches: session.plan().dispatches(),
         start,

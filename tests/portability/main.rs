@@ -87,7 +87,7 @@ fn cases() -> Vec<(&'static str, Case)> {
 /// Every kernel of both registries, once.
 fn kernels() -> Vec<&'static Kernel> {
     let mut seen = BTreeSet::new();
-    let all = registry().flat_map(|entry| entry.kernels).chain(&epl_runtime::matrix_unit::KERNELS).copied();
+    let all = registry().flat_map(|entry| entry.kernels).chain(&epl_runtime::probe::KERNELS).copied();
     all.filter(|kernel| seen.insert((kernel.shader, kernel.entry, kernel.needs))).collect()
 }
 

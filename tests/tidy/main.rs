@@ -135,14 +135,14 @@ fn a_wrong_shader_table_is_found() {
     );
 }
 
-/// Whether kernels may be declared in this file: those of ops, and that by which the runtime tests a matrix unit.
+/// Whether kernels may be declared in this file: those of ops, and those by which the runtime finds out about an adapter.
 fn holds_ops(path: &str) -> bool {
     let is_module = path.ends_with("/mod.rs");
-    path == "runtime/src/matrix_unit.rs"
-        || path.ends_with(".rs")
-            && (path.starts_with("runtime/src/ops/") && !is_module
-                || path.starts_with("src/head/")
-                || path.starts_with("src/eval/ops/"))
+    path.ends_with(".rs")
+        && (path.starts_with("runtime/src/ops/") && !is_module
+            || path.starts_with("runtime/src/probe/")
+            || path.starts_with("src/head/")
+            || path.starts_with("src/eval/ops/"))
 }
 
 /// The names that kernel declarations (`shader: "name"`) in a file mention.

@@ -16,6 +16,8 @@ crate::param_block! {
     pub struct ShareParams {
         /// Elements of the part of the tensor.
         len: u32,
+        /// Neighbours that a workgroup takes.
+        per_workgroup: u32,
         /// The first workgroup's place among the partial results.
         first: u32,
     }
@@ -51,8 +53,14 @@ pub static FINISH: Kernel = Kernel {
 /// The registry's entry.
 pub const ENTRY: OpEntry = OpEntry { name: "grad_norm", cases, kernels: &[&SQUARES, &FINISH] };
 
-/// Invocations of a workgroup.
+/// Invocations of a workgroup, and the fewest elements that it takes, on a GPU.
 const WORKGROUP: usize = 256;
+const PER_WORKGROUP: usize = 16 * WORKGROUP;
+/// The most workgroups a range on a GPU: enough to fill it.
+const MOST: usize = 512;
+/// The same on a CPU adapter: one subgroup of llvmpipe, which then walks memory without gaps.
+const CPU_WORKGROUP: usize = 8;
+const CPU_PER_WORKGROUP: usize = 16_384;
 
 /// Lowers a reduction of all elements of all inputs to output 0 by `stage`, which leaves `partial_bytes` bytes a
 /// workgroup, and `finish`, one workgroup that gathers them. Tensors beyond the binding limit go in ranges.
@@ -63,23 +71,32 @@ pub(super) fn lower_reduction(
     finish: &'static Kernel,
     partial_bytes: u64,
 ) -> Result<()> {
-    // Enough workgroups to fill the adapter; a function of the sizes and the kind of adapter alone.
-    let most = if lowering.caps().cpu { 16 } else { 512 };
+    let cpu = lowering.caps().cpu;
     let mut shares = Vec::new();
     let mut total = 0;
     for input in 0..inputs {
         for range in lowering.caps().ranges(lowering.input(input)?) {
             let elements = (range.1 / 4) as usize;
-            let groups = elements.div_ceil(16 * WORKGROUP).clamp(1, most);
-            shares.push((Bound { operand: Operand::Input(input), range: Some(range) }, elements, groups));
-            total += groups;
+            let per_workgroup =
+                if cpu { CPU_PER_WORKGROUP } else { elements.div_ceil(MOST).max(PER_WORKGROUP) };
+            shares.push((
+                Bound { operand: Operand::Input(input), range: Some(range) },
+                elements,
+                per_workgroup,
+            ));
+            total += elements.div_ceil(per_workgroup);
         }
     }
-    let constants = [("WORKGROUP", WORKGROUP as f64)];
+    let constants = [("WORKGROUP", if cpu { CPU_WORKGROUP } else { WORKGROUP } as f64)];
     let partial = lowering.workspace(partial_bytes * total as u64);
     let mut first = 0;
-    for (bound, elements, groups) in shares {
-        let params = ShareParams { len: lowering.size(elements)?, first: lowering.size(first)? };
+    for (bound, elements, per_workgroup) in shares {
+        let groups = elements.div_ceil(per_workgroup);
+        let params = ShareParams {
+            len: lowering.size(elements)?,
+            per_workgroup: lowering.size(per_workgroup)?,
+            first: lowering.size(first)?,
+        };
         let bindings = [bound, Bound { operand: partial, range: None }];
         let grid = [lowering.size(groups)?, 1, 1];
         lowering.dispatch_ranges(stage, &constants, &params, &bindings, grid)?;

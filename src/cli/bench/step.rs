@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use serde::Serialize;
 
 use super::super::output::note;
-use super::super::output::{Align, Table, bytes};
+use super::super::output::{Align, MeasuredRoof, Table, bytes};
 use super::super::train::NO_AUTOTUNE;
 use super::super::{Context, Verdict};
 use super::Bench;
@@ -36,6 +36,7 @@ struct Measured {
     /// Of the whole step.
     gflops: f64,
     kernels: Vec<OpTime>,
+    roof: MeasuredRoof,
     /// Where the time until the first step went.
     start_seconds: StartSeconds,
 }
@@ -94,6 +95,7 @@ impl Bench {
                 ..profile.start
             },
             kernels: profile.ops,
+            roof: profile.roof.into(),
         })?;
         Ok(Verdict::Done)
     }
@@ -121,6 +123,7 @@ impl Display for Measured {
             ),
         )?;
         line("GPU memory", bytes(self.peak_bytes))?;
+        line("roof", self.roof.to_string())?;
         line("start", self.start_seconds.to_string())?;
         writeln!(f)?;
         let mut table = Table::new(&[
@@ -130,8 +133,10 @@ impl Display for Measured {
             ("%", Align::Right),
             ("GFLOP/s", Align::Right),
             ("GB/s", Align::Right),
+            ("% of roof", Align::Right),
         ]);
         let total: f64 = self.kernels.iter().map(|op| op.ms).sum();
+        let of_roof = |floor: f64, ms: f64| format!("{:.0}", 100.0 * floor / ms.max(f64::MIN_POSITIVE));
         for op in &self.kernels {
             table.row([
                 op.name.clone(),
@@ -140,6 +145,7 @@ impl Display for Measured {
                 format!("{:.1}", 100.0 * op.ms / total.max(f64::MIN_POSITIVE)),
                 format!("{:.2}", op.gflops),
                 format!("{:.2}", op.gbytes_per_s),
+                of_roof(op.floor_ms, op.ms),
             ]);
         }
         table.row([
@@ -149,6 +155,7 @@ impl Display for Measured {
             String::new(),
             String::new(),
             String::new(),
+            of_roof(self.kernels.iter().map(|op| op.floor_ms).sum(), total),
         ]);
         write!(f, "{table}")
     }

@@ -4,11 +4,12 @@ use std::fmt::{self, Display};
 
 use clap::Args;
 use epl_runtime::check::run_speed;
+use epl_runtime::probe::roof::Roof;
 use serde::Serialize;
 
 use super::Names;
 use crate::Result;
-use crate::cli::output::{Align, Table, progress};
+use crate::cli::output::{Align, MeasuredRoof, Table, progress};
 use crate::cli::{Context, Verdict};
 
 const EXAMPLES: &str = "\
@@ -30,6 +31,7 @@ pub struct Perf {
 #[derive(Debug, Serialize)]
 struct Measurements {
     device: String,
+    roof: MeasuredRoof,
     perf: Vec<Row>,
     /// Cases that could not be measured, for instance because they do not fit into the device's memory.
     failures: Vec<Failure>,
@@ -45,6 +47,10 @@ struct Row {
     gflops: f64,
     /// 1e9 bytes a second, every operand read or written once.
     gbytes_per_s: f64,
+    /// The time that the roof asks for at least, over the time taken.
+    of_roof: f64,
+    /// What the case waits for at the roof: "memory" or "arithmetic".
+    bound: &'static str,
     /// Whether the GPU's own clock was used; otherwise the time from outside, with submission and wait.
     gpu_clock: bool,
 }
@@ -60,6 +66,7 @@ impl Perf {
     pub fn run(&self, context: &Context) -> Result<Verdict> {
         let ops = self.names.select()?;
         let device = context.open()?;
+        let roof = Roof::measure(&device)?;
         let (mut perf, mut failures) = (Vec::new(), Vec::new());
         let bar = progress(ops.len());
         for entry in ops {
@@ -72,6 +79,12 @@ impl Perf {
                         ms: speed.seconds * 1e3,
                         gflops: speed.cost.flops / speed.seconds / 1e9,
                         gbytes_per_s: speed.cost.bytes / speed.seconds / 1e9,
+                        of_roof: roof.floor(speed.cost.flops, speed.cost.bytes) / speed.seconds,
+                        bound: if roof.memory_bound(speed.cost.flops, speed.cost.bytes) {
+                            "memory"
+                        } else {
+                            "arithmetic"
+                        },
                         gpu_clock: speed.gpu_clock,
                     }),
                     Err(error) => {
@@ -83,7 +96,12 @@ impl Perf {
         }
         bar.finish_and_clear();
         let verdict = if failures.is_empty() { Verdict::Done } else { Verdict::Failed };
-        context.present(&Measurements { device: device.description().name.clone(), perf, failures })?;
+        context.present(&Measurements {
+            device: device.description().name.clone(),
+            roof: roof.into(),
+            perf,
+            failures,
+        })?;
         Ok(verdict)
     }
 }
@@ -91,12 +109,15 @@ impl Perf {
 impl Display for Measurements {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.device)?;
+        writeln!(f, "roof: {}", self.roof)?;
         let mut table = Table::new(&[
             ("op", Align::Left),
             ("case", Align::Left),
             ("ms", Align::Right),
             ("GFLOP/s", Align::Right),
             ("GB/s", Align::Right),
+            ("% of roof", Align::Right),
+            ("bound by", Align::Left),
         ]);
         for row in &self.perf {
             table.row([
@@ -105,6 +126,8 @@ impl Display for Measurements {
                 format!("{:.3}", row.ms),
                 format!("{:.1}", row.gflops),
                 format!("{:.1}", row.gbytes_per_s),
+                format!("{:.0}", 100.0 * row.of_roof),
+                row.bound.to_owned(),
             ]);
         }
         write!(f, "{table}")?;
