@@ -225,6 +225,21 @@ fn devices_lists_the_adapter_that_is_used() {
         .fails_with(1, &["no such adapter"]);
 }
 
+#[test]
+fn features_and_limits_can_be_left_alone() {
+    // The number of cases that run: fewer without 16-bit floats.
+    let runs = |arguments: &[&str], variables: &[(&str, &str)]| {
+        epl_with(&[&["ops", "test", "add", "--json"], arguments].concat(), variables).json()["ops"][0]["runs"]
+            .as_u64()
+    };
+    let webgpu = runs(&["--limits", "webgpu"], &[]);
+    assert!(webgpu > Some(0) && webgpu <= runs(&[], &[]));
+    assert_eq!(runs(&["--without", "subgroups,f16"], &[]), webgpu);
+    assert_eq!(runs(&[], &[("EPL_WITHOUT", "f16")]), webgpu);
+    assert_eq!(runs(&[], &[("EPL_LIMITS", "webgpu")]), webgpu);
+    epl(&["devices", "--without", "f61"]).fails_with(2, &["f61", "subgroups, f16, matrices"]);
+}
+
 /// Variables with which the Vulkan loader finds no driver.
 const NO_DRIVERS: [(&str, &str); 2] =
     [("VK_DRIVER_FILES", "/nonexistent.json"), ("VK_ICD_FILENAMES", "/nonexistent.json")];

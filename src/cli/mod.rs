@@ -22,8 +22,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use clap::{CommandFactory, Parser, Subcommand};
-use epl_runtime::{Device, DeviceOptions};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use epl_runtime::{Device, DeviceOptions, Feature};
 use serde::Serialize;
 
 use crate::Result;
@@ -53,6 +53,26 @@ struct Context {
     /// The adapter: its index or a part of its name, as `epl devices` lists them [default: the best one]
     #[arg(long, global = true, env = "EPL_DEVICE", value_name = "NAME|INDEX", hide_env_values = true)]
     device: Option<String>,
+    /// Limits of the adapter that are used: its own, or those that WebGPU promises everywhere, without optional features
+    #[arg(
+        long,
+        global = true,
+        env = "EPL_LIMITS",
+        value_enum,
+        default_value = "adapter",
+        hide_env_values = true
+    )]
+    limits: Limits,
+    /// Optional features that are left alone: subgroups, f16, matrices, timestamps, pipeline-cache
+    #[arg(
+        long,
+        global = true,
+        env = "EPL_WITHOUT",
+        value_name = "FEATURE",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    without: Vec<Feature>,
     /// Print the result as one JSON object on standard output
     #[arg(long, global = true)]
     json: bool,
@@ -62,6 +82,15 @@ struct Context {
     /// When the program was started.
     #[arg(skip = Instant::now())]
     started: Instant,
+}
+
+/// Whose limits kernels keep to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Limits {
+    /// The adapter's.
+    Adapter,
+    /// WebGPU's defaults.
+    Webgpu,
 }
 
 #[derive(Debug, Subcommand)]
@@ -92,6 +121,8 @@ impl Context {
     fn device_options(&self) -> DeviceOptions {
         DeviceOptions {
             select: self.device.clone(),
+            webgpu_limits: self.limits == Limits::Webgpu,
+            without: self.without.clone(),
             cache: self.kernel_cache(),
             warnings: Some(|line| output::note(format_args!("warning: {line}"))),
             ..DeviceOptions::default()
