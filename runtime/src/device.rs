@@ -43,8 +43,8 @@ pub struct DeviceOptions {
 impl DeviceOptions {
     /// Whether a feature is to be used where the adapter has it.
     fn allows(&self, feature: Feature) -> bool {
-        let subgroups = |feature| feature == Feature::Matrices && self.without.contains(&Feature::Subgroups);
-        !(self.webgpu_limits || self.without.contains(&feature) || subgroups(feature))
+        let without = |feature| self.webgpu_limits || self.without.contains(&feature);
+        !without(feature) && (feature != Feature::Matrices || !without(Feature::Subgroups))
     }
 
     fn warn(&self, line: &str) {
@@ -307,7 +307,8 @@ impl Device {
         &self.description
     }
 
-    /// Names everything that compiled kernels and their speed depend on: adapter, driver, versions and shaders.
+    /// Names everything that compiled kernels and their speed depend on: adapter, driver, the features and limits in
+    /// use, versions and shaders.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }

@@ -32,7 +32,7 @@ struct Measurements {
     format: u32,
     adapter: String,
     driver: String,
-    /// Adapter, driver, versions and shaders: see [`Device::fingerprint`].
+    /// Adapter, driver, what is used of them, versions and shaders: see [`Device::fingerprint`].
     fingerprint: String,
     ops: BTreeMap<String, Measurement>,
 }
