@@ -71,6 +71,15 @@ fn gpu_matches_reference_without_shader_checks() {
     gpu_matches_reference(DeviceOptions::default());
 }
 
+/// Bindings of 128 MiB, 256 invocations, 16 KiB of workgroup memory, no optional feature; with the kernels of GPUs, and with
+/// those of CPUs.
+#[test]
+fn gpu_matches_reference_within_the_limits_of_webgpu() {
+    for gpu_kernels in [false, true] {
+        gpu_matches_reference(DeviceOptions { webgpu_limits: true, gpu_kernels, ..DeviceOptions::default() });
+    }
+}
+
 #[test]
 fn gradients_match_finite_differences() {
     every_case(run_gradient);

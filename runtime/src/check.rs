@@ -144,8 +144,8 @@ pub fn run_case_with(device: &Arc<Device>, case: &Case, choices: Arc<Choices>) -
     let recorded = record(case)?;
     let store = Store::new(device);
     let plan = PlanOptions { choices, ..PlanOptions::default() };
-    let mut session =
-        Session::new(&recorded.graph, &store, SessionOptions { plan, poison: true, in_flight: 1 })?;
+    let options = SessionOptions { plan, poison: true, in_flight: 1, ..SessionOptions::default() };
+    let mut session = Session::new(&recorded.graph, &store, options)?;
     let values: Vec<HostTensor> = case.inputs.iter().map(Input::tensor).collect();
     for (index, value) in values.iter().enumerate() {
         store.write(&format!("input {index}"), value)?;

@@ -1,12 +1,15 @@
 //! The GPU: choice of adapter, limits, features, buffers and pipelines. Knows kernels, no ops.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::caps::{Caps, MatrixSides, SubgroupSizes};
 use crate::counters::{CounterSnapshot, Counters};
+use crate::faults::{Faults, Operation};
 use crate::features::Feature;
+use crate::guard::guarded;
+use crate::health::Health;
 use crate::pipeline_file::{PipelineFile, kernel_fingerprint};
 use crate::pipelines::{Pipeline, PipelineSpec, Pipelines};
 use crate::probe::matrix_unit;
@@ -14,6 +17,12 @@ use crate::{Error, Result};
 
 /// Longest wait for a submission before the device is taken for dead.
 const WAIT_LIMIT: Duration = Duration::from_secs(600);
+
+/// Percent of the memory that the driver lets a process have which buffers may take, where the driver tells.
+const MOST_OF_MEMORY: u8 = 95;
+
+/// How long the callbacks of work that is done may take: a thread that runs them may have to wait for its turn.
+pub(crate) const CALLBACK_LIMIT: Duration = Duration::from_secs(60);
 
 /// How to open a device.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +35,9 @@ pub struct DeviceOptions {
     pub webgpu_limits: bool,
     /// On a CPU adapter, choose the kernels, tiles and splits of a GPU. For testing them where there is none.
     pub gpu_kernels: bool,
+    /// Do as if the adapter had subgroups of these sizes: kernels whose workgroup is one subgroup are rewritten to do without. For
+    /// testing sizes that no adapter here has.
+    pub emulate_subgroups: Option<SubgroupSizes>,
     /// Optional features that are left alone, whether the adapter has them or not.
     pub without: Vec<Feature>,
     /// Do as if a binding held no more than this many bytes. For testing tensors that take several.
@@ -38,12 +50,18 @@ pub struct DeviceOptions {
     pub cache: Option<PathBuf>,
     /// Gets a line about whatever is wrong with that folder, which is never an error.
     pub warnings: Option<fn(&str)>,
+    /// Losses of the device that are brought about. For testing what happens then.
+    pub faults: Option<Arc<Faults>>,
 }
 
 impl DeviceOptions {
     /// Whether a feature is to be used where the adapter has it.
     fn allows(&self, feature: Feature) -> bool {
         let without = |feature| self.webgpu_limits || self.without.contains(&feature);
+        // What is emulated stands for an adapter of its own, and matrices need subgroups that are none here.
+        if self.emulate_subgroups.is_some() && [Feature::Subgroups, Feature::Matrices].contains(&feature) {
+            return false;
+        }
         !without(feature) && (feature != Feature::Matrices || !without(Feature::Subgroups))
     }
 
@@ -82,6 +100,8 @@ fn instance() -> wgpu::Instance {
     descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
     // The driver's validation layers are for debugging wgpu itself; wgpu's own validation stays on.
     descriptor.flags = wgpu::InstanceFlags::empty().with_env();
+    // Windows moves what is beyond a GPU's memory to the host's, and trains on at a tenth of the speed: better an error.
+    descriptor.memory_budget_thresholds.for_resource_creation = Some(MOST_OF_MEMORY);
     wgpu::Instance::new(descriptor)
 }
 
@@ -117,7 +137,7 @@ fn caps_of(adapter: &wgpu::Adapter, options: &DeviceOptions) -> Caps {
         .then_some(SubgroupSizes { min: info.subgroup_min_size, max: info.subgroup_max_size });
     Caps {
         cpu,
-        subgroups,
+        subgroups: options.emulate_subgroups.or(subgroups),
         f16: has(Feature::F16),
         // Only an open device can test them.
         matrices: MatrixSides::default(),
@@ -162,12 +182,16 @@ const NO_ADAPTER_HINT: &str = "install a Vulkan driver: your GPU's own, or a sof
     `apt install mesa-vulkan-drivers`; Fedora: `dnf install mesa-vulkan-drivers`; Arch: `pacman -S vulkan-swrast`); \
     macOS (Metal) and Windows (DX12) have theirs built in";
 
+fn no_adapter() -> Error {
+    Error::NoAdapter {
+        found: "the system offers no Vulkan, Metal or DX12 device".into(),
+        hint: NO_ADAPTER_HINT.into(),
+    }
+}
+
 fn choose(mut found: Vec<wgpu::Adapter>, select: Option<&str>) -> Result<(usize, wgpu::Adapter)> {
     if found.is_empty() {
-        return Err(Error::NoAdapter {
-            found: "the system offers no Vulkan, Metal or DX12 device".into(),
-            hint: NO_ADAPTER_HINT.into(),
-        });
+        return Err(no_adapter());
     }
     let names: Vec<String> = found.iter().map(|adapter| adapter.get_info().name).collect();
     let position = match select {
@@ -198,18 +222,13 @@ pub struct Device {
     timestamps: bool,
     pipelines: Pipelines,
     fingerprint: String,
-    failure: Arc<Mutex<Option<String>>>,
+    health: Arc<Health>,
 }
 
 impl std::fmt::Debug for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Device({})", self.description.name)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic while the lock was held leaves data that is still whole: each critical section is one insertion.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Device {
@@ -266,17 +285,13 @@ impl Device {
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&request))
             .map_err(|error| Error::gpu(format!("{}: {error}", description.name)))?;
-        let failure = Arc::new(Mutex::new(None));
-        let note = |slot: &Arc<Mutex<Option<String>>>, text: String| {
-            // The first failure is the cause; what follows is usually its consequence.
-            lock(slot).get_or_insert(text);
-        };
-        let slot = failure.clone();
-        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| note(&slot, error.to_string())));
-        let slot = failure.clone();
+        let health = Arc::new(Health::default());
+        let noted = health.clone();
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| noted.refuse(error.to_string())));
+        let noted = health.clone();
         device.set_device_lost_callback(move |reason, text| {
             if reason != wgpu::DeviceLostReason::Destroyed {
-                note(&slot, format!("device lost ({reason:?}): {text}"));
+                noted.lose(text);
             }
         });
         let used = format!("{features:?} {limits:?}");
@@ -296,9 +311,9 @@ impl Device {
             device,
             queue,
             counters: Counters::default(),
-            pipelines: Pipelines::new(options.shader_checks, file),
+            pipelines: Pipelines::new(options.shader_checks, options.emulate_subgroups.is_some(), file),
             fingerprint,
-            failure,
+            health,
         })
     }
 
@@ -345,16 +360,94 @@ impl Device {
     }
 
     /// The first error that wgpu or the driver reported outside a call that returns one.
-    pub(crate) fn check(&self) -> Result<()> {
-        match lock(&self.failure).as_ref() {
-            Some(text) => Err(Error::gpu(text.clone())),
-            None => Ok(()),
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`] from the moment on at which a loss is noticed, [`Error::Gpu`] for anything else.
+    pub fn check(&self) -> Result<()> {
+        self.health.check()
+    }
+
+    /// How the device was lost, if it was.
+    pub fn lost(&self) -> Option<String> {
+        self.health.lost()
+    }
+
+    /// What `error` comes from, where the device is lost.
+    pub(crate) fn cause(&self, error: Error) -> Error {
+        self.health.cause(error)
+    }
+
+    /// A device in the place of this one, which is lost: on the same adapter, or on the best that there is where that one is
+    /// gone or can not be opened.
+    ///
+    /// # Errors
+    /// Where no adapter can be opened; the error of the first one.
+    pub fn reopen(&self) -> Result<Arc<Self>> {
+        let same = |other: &&AdapterDescription| {
+            let told = |of: &AdapterDescription| (of.name.clone(), of.backend.clone(), of.driver.clone());
+            told(other) == told(&self.description)
+        };
+        let found = adapters();
+        let (first, others) = (found.iter().find(same), found.iter().filter(|other| !same(other)));
+        let mut failed = None;
+        for adapter in first.into_iter().chain(others) {
+            let select = Some(adapter.index.to_string());
+            match Self::open(&DeviceOptions { select, ..self.options.clone() }) {
+                Ok(device) => return Ok(device),
+                Err(error) => drop(failed.get_or_insert(error)),
+            }
+        }
+        Err(failed.unwrap_or_else(no_adapter))
+    }
+
+    /// Says what the program is at from now on, for [`Faults`]. Returns what it was at.
+    pub fn enter(&self, phase: &'static str) -> &'static str {
+        self.options.faults.as_ref().map_or("", |faults| faults.enter(phase))
+    }
+
+    /// Tells whoever listens to [`DeviceOptions::warnings`].
+    pub(crate) fn warn(&self, line: &str) {
+        self.options.warn(line);
+    }
+
+    /// Loses the device where a test has asked for that.
+    fn at(&self, operation: Operation) {
+        if let Some(how) = self.options.faults.as_ref().and_then(|faults| faults.due(operation)) {
+            self.health.lose(how);
+            self.device.destroy();
         }
     }
 
     /// Bytes of device memory that buffers take now, as wgpu counts them.
     pub fn buffer_bytes(&self) -> u64 {
         u64::try_from(self.device.get_internal_counters().hal.buffer_memory.read()).unwrap_or(0)
+    }
+
+    /// Whether buffers of `bytes` bytes in all can be had beside those that there are. They are made, and freed again.
+    ///
+    /// # Errors
+    /// A device that is lost.
+    pub fn has_room(&self, bytes: u64) -> Result<bool> {
+        const PIECE: u64 = 1 << 30;
+        let piece = PIECE.min(self.caps.max_buffer_bytes).max(1);
+        let mut held = Vec::new();
+        let mut left = bytes;
+        let outcome = loop {
+            if left == 0 {
+                break Ok(true);
+            }
+            match self.buffer("room", left.min(piece), wgpu::BufferUsages::STORAGE) {
+                Ok(buffer) => held.push(buffer),
+                Err(Error::OutOfMemory { .. }) => break Ok(false),
+                Err(error) => break Err(error),
+            }
+            left -= left.min(piece);
+        };
+        held.iter().for_each(wgpu::Buffer::destroy);
+        drop(held);
+        // What is freed is there again once the device has noticed.
+        self.finish()?;
+        outcome
     }
 
     fn out_of_memory(&self, label: &str, bytes: u64) -> Error {
@@ -379,6 +472,7 @@ impl Device {
         {
             return Err(self.out_of_memory(label, bytes));
         }
+        self.at(Operation::Buffer);
         Counters::count(&self.counters.buffers);
         let descriptor = wgpu::BufferDescriptor {
             label: Some(label),
@@ -389,45 +483,68 @@ impl Device {
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let buffer = self.device.create_buffer(&descriptor);
         match pollster::block_on(scope.pop()) {
-            None => Ok(buffer),
-            Some(_) => Err(self.out_of_memory(label, bytes)),
+            // On a device that is lost wgpu makes a buffer that is none, and says so nowhere.
+            None => self.check().map(|()| buffer),
+            Some(_) => Err(self.cause(self.out_of_memory(label, bytes))),
         }
     }
 
     /// The compiled form of a kernel, as it was compiled before where it was.
     pub(crate) fn pipeline(&self, spec: &PipelineSpec<'_>) -> Result<Arc<Pipeline>> {
-        self.pipelines.get(&self.device, &self.counters, spec)
+        self.at(Operation::Pipeline);
+        self.pipelines.get(&self.device, &self.counters, spec).map_err(|error| self.cause(error))
     }
 
     /// Compiles what is missing of `specs`, on all cores.
     pub(crate) fn prepare<'a>(&self, specs: impl Iterator<Item = PipelineSpec<'a>>) -> Result<()> {
-        self.pipelines.prepare(&self.device, &self.counters, specs, &|line| self.options.warn(line))
+        self.at(Operation::Pipeline);
+        let warn = |line: &str| self.options.warn(line);
+        self.pipelines
+            .prepare(&self.device, &self.counters, specs, &warn)
+            .map_err(|error| self.cause(error))?;
+        self.check()
     }
 
     pub(crate) fn submit(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
         Counters::count(&self.counters.submits);
         let commands = encoder.finish();
+        self.at(Operation::Submit);
         let started = Instant::now();
         let index = self.queue.submit([commands]);
         // A driver may run the work right there, as llvmpipe does, and a full queue blocks.
         self.counters.waited_since(started);
+        self.at(Operation::Submitted);
         self.check()?;
         Ok(index)
     }
 
     /// Runs callbacks of finished work without waiting.
     pub(crate) fn poll(&self) -> Result<()> {
-        self.device.poll(wgpu::PollType::Poll).map_err(|error| Error::gpu(error.to_string()))?;
-        self.check()
+        self.polled(wgpu::PollType::Poll)
     }
 
     /// Waits until `submission` (or everything) is done.
     pub(crate) fn wait(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
-        let limit = wgpu::PollType::Wait { submission_index: submission, timeout: Some(WAIT_LIMIT) };
         let started = Instant::now();
-        let polled = self.device.poll(limit).map_err(|error| Error::gpu(error.to_string()));
+        let waited =
+            self.polled(wgpu::PollType::Wait { submission_index: submission, timeout: Some(WAIT_LIMIT) });
         self.counters.waited_since(started);
-        polled?;
+        waited
+    }
+
+    fn polled(&self, how: wgpu::PollType) -> Result<()> {
+        self.at(Operation::Poll);
+        // wgpu panics where it polls a device that the driver has lost, so one is not polled again.
+        self.check()?;
+        match guarded(|| self.device.poll(how)) {
+            Ok(Ok(_)) => {}
+            Ok(Err(wgpu::PollError::Timeout)) => {
+                let limit = WAIT_LIMIT.as_secs();
+                self.health.lose(format!("it has not done within {limit} s what it was given"));
+            }
+            Ok(Err(error)) => return Err(Error::gpu(error.to_string())),
+            Err(panic) => self.health.lose(panic),
+        }
         self.check()
     }
 
@@ -449,6 +566,7 @@ impl Device {
 
     /// Reads `bytes` bytes (a multiple of 4) from each of several places back, one after the other, in one wait for the GPU.
     pub(crate) fn read_parts(&self, parts: &[(&wgpu::Buffer, u64)], bytes: u64) -> Result<Vec<u8>> {
+        self.at(Operation::Read);
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let staging = self.buffer("read back", bytes * parts.len() as u64, usage)?;
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
@@ -463,14 +581,16 @@ impl Device {
         });
         Counters::count(&self.counters.waits);
         self.wait(Some(submission))?;
-        match receiver.recv() {
+        // A thread that polls the same device takes the callbacks of all, and may not have come to this one yet.
+        match receiver.recv_timeout(CALLBACK_LIMIT) {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(Error::gpu(error.to_string())),
-            Err(error) => return Err(Error::gpu(error.to_string())),
+            Ok(Err(error)) => return Err(self.cause(Error::gpu(error.to_string()))),
+            Err(error) => return Err(self.cause(Error::gpu(error.to_string()))),
         }
-        let view = staging.get_mapped_range(..).map_err(|error| Error::gpu(error.to_string()))?;
+        let view = staging.get_mapped_range(..).map_err(|error| self.cause(Error::gpu(error.to_string())))?;
         let mut data = view.to_vec();
         data.truncate((bytes * parts.len() as u64) as usize);
-        Ok(data)
+        // What was read from a device that went away meanwhile is nothing to rely on.
+        self.check().map(|()| data)
     }
 }

@@ -54,10 +54,16 @@ pub enum Error {
         /// Bytes of the buffers that there were.
         allocated: u64,
     },
-    /// A shader, pipeline or submission was refused, or the device was lost.
+    /// A shader, pipeline or submission was refused.
     #[error("GPU: {what}")]
     Gpu {
         /// The driver's or wgpu's own words.
+        what: String,
+    },
+    /// The device is gone, with all that it held: the driver reset it, it was taken out, or it does not answer any more.
+    #[error("the GPU was lost: {what}")]
+    DeviceLost {
+        /// How that was noticed, in the driver's or wgpu's own words where there are any.
         what: String,
     },
 }
@@ -70,6 +76,10 @@ impl Error {
             Self::OutOfMemory { .. } => {
                 Some("use a smaller batch, close what else uses the GPU, or take another device")
             }
+            Self::DeviceLost { .. } => Some(
+                "start again; where it happens again, update the GPU's driver, take a smaller batch, leave the GPU's optional \
+                 features alone (--limits webgpu), or choose another device",
+            ),
             Self::Shape { .. } | Self::Gpu { .. } => None,
         }
     }

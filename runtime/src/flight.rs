@@ -2,13 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::device::Device;
+use crate::device::{CALLBACK_LIMIT, Device};
 use crate::{Error, Result};
-
-/// How long the callbacks of work that is done may take: a thread that runs them may have to wait for its turn.
-const CALLBACK_LIMIT: Duration = Duration::from_secs(60);
 
 /// Progress of something that the device announces by a callback: a mapping, or the end of a step.
 #[derive(Debug, Default)]
@@ -58,14 +55,21 @@ pub(crate) struct Flight {
 
 impl Flight {
     /// Whether the staging buffers are the host's.
-    pub(crate) fn ready(&self) -> Result<bool> {
-        let upload = self.upload.as_ref().map_or(Ok(true), |(_, signal)| signal.ready())?;
-        let download = match (&self.submitted, &self.download) {
-            (Some(_), Some((_, signal))) => signal.ready()?,
-            (Some(_), None) if self.upload.is_none() => self.done.ready()?,
-            _ => true,
-        };
-        Ok(upload && download)
+    pub(crate) fn ready(&self, device: &Device) -> Result<bool> {
+        let signals = [
+            self.upload.as_ref().map(|(_, signal)| signal),
+            match (&self.submitted, &self.download) {
+                (Some(_), Some((_, signal))) => Some(signal),
+                (Some(_), None) if self.upload.is_none() => Some(&self.done),
+                _ => None,
+            },
+        ];
+        for signal in signals.into_iter().flatten() {
+            if !signal.ready().map_err(|error| device.cause(error))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Waits until the callbacks of a flight whose work is done have run. That is not so as soon as the wait for the
@@ -73,7 +77,7 @@ impl Flight {
     /// not have come to these yet.
     pub(crate) fn wait_for_callbacks(&self, device: &Device) -> Result<()> {
         let deadline = Instant::now() + CALLBACK_LIMIT;
-        while !self.ready()? {
+        while !self.ready(device)? {
             if Instant::now() > deadline {
                 return Err(Error::gpu(format!(
                     "a finished step's staging buffers were not mapped within {} s",

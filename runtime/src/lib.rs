@@ -4,7 +4,7 @@
 //! Layers, lowest first; a lower one never names a higher one:
 //!
 //! - L0 [`shape`], [`dtype`], [`host`], [`error`]: data on the host
-//! - L1 [`caps`], [`counters`], [`device`], [`kernel`], [`pipeline_file`], [`store`]: the GPU; no ops
+//! - L1 [`caps`], [`counters`], [`device`], [`faults`], [`guard`], [`kernel`], [`pipeline_file`], [`store`]: the GPU; no ops
 //! - L2 [`op`], [`case`], [`choice`], [`ops`]: one file an op
 //! - L3 [`graph`], [`autodiff`], [`memory`], [`plan`], [`session`]: record, differentiate, plan, replay
 //! - L4 [`interpret`], [`inspect`], [`check`], [`tune`]: references of whole graphs, timings, faults, cases, choice of kernels
@@ -22,10 +22,14 @@ pub mod choice;
 pub mod counters;
 pub mod device;
 pub mod dtype;
+mod emulate;
 pub mod error;
+pub mod faults;
 pub mod features;
 mod flight;
 pub mod graph;
+pub mod guard;
+mod health;
 pub mod host;
 pub mod inspect;
 pub mod interpret;
@@ -33,6 +37,7 @@ pub mod kernel;
 pub mod memory;
 pub mod op;
 pub mod ops;
+mod pace;
 pub mod pipeline_file;
 mod pipelines;
 pub mod plan;

@@ -8,6 +8,7 @@ use std::time::Instant;
 use epl_shaders::Form;
 
 use crate::counters::Counters;
+use crate::emulate::rewritten;
 use crate::kernel::{Access, Kernel};
 use crate::pipeline_file::PipelineFile;
 use crate::{Error, Result};
@@ -45,6 +46,8 @@ type Module = Arc<OnceLock<Result<wgpu::ShaderModule>>>;
 pub(crate) struct Pipelines {
     /// Keep wgpu's bounds and loop checks in the shaders, and have workgroup memory zeroed.
     checks: bool,
+    /// Do without subgroups in kernels that need them.
+    emulated: bool,
     modules: Mutex<HashMap<(&'static str, Form), Module>>,
     pipelines: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,
     file: Option<PipelineFile>,
@@ -56,8 +59,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Pipelines {
-    pub fn new(checks: bool, file: Option<PipelineFile>) -> Self {
-        Self { checks, modules: Mutex::default(), pipelines: Mutex::default(), file }
+    pub fn new(checks: bool, emulated: bool, file: Option<PipelineFile>) -> Self {
+        Self { checks, emulated, modules: Mutex::default(), pipelines: Mutex::default(), file }
     }
 
     /// The compiled form of `spec`, as it was compiled before where it was.
@@ -136,6 +139,7 @@ impl Pipelines {
             let source = kernel
                 .source_for(spec.half)
                 .ok_or_else(|| Error::gpu(format!("shader {} is not in the table", kernel.shader)))?;
+            let source = if self.emulated { rewritten(kernel, &source).into() } else { source };
             let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
             let descriptor = wgpu::ShaderModuleDescriptor {
                 label: Some(kernel.shader),

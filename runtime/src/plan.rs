@@ -237,14 +237,16 @@ impl Plan {
 
     /// The work of a step: that of its ops, each for itself.
     pub fn cost(&self, graph: &Graph) -> Cost {
-        let of_step = |step: &Step| {
-            let node = &graph.nodes()[step.node];
-            node.op.cost(&graph.descs(&node.inputs), &graph.descs(&node.outputs))
-        };
-        self.steps.iter().map(of_step).fold(Cost::default(), |sum, cost| Cost {
+        self.steps.iter().map(|step| self.cost_of(graph, step)).fold(Cost::default(), |sum, cost| Cost {
             flops: sum.flops + cost.flops,
             bytes: sum.bytes + cost.bytes,
         })
+    }
+
+    /// The work of one of the steps.
+    pub(crate) fn cost_of(&self, graph: &Graph, step: &Step) -> Cost {
+        let node = &graph.nodes()[step.node];
+        node.op.cost(&graph.descs(&node.inputs), &graph.descs(&node.outputs))
     }
 
     /// A table of what runs, what it touches and where that lives.

@@ -1,11 +1,15 @@
 //! A plan with its buffers, pipelines and bind groups, replayed step by step.
 //!
-//! [`Session::step`] encodes the prebuilt launches into one compute pass and submits it. It creates no buffer and no
-//! bind group and never waits for the step that it submits. A few steps may be in flight; when all are, writing the
-//! inputs of the next one waits for the oldest (a *throttle*, counted apart from waits).
+//! [`Session::step`] encodes the prebuilt launches into one compute pass and submits it; one that would keep the GPU busy
+//! for long goes in several submissions. It creates no buffer and no bind group and never waits for the step that it
+//! submits, but for the one whose submissions are measured. A few steps may be in flight; when all are, writing the inputs
+//! of the next one waits for the oldest (a *throttle*, counted apart from waits).
+
+mod submit;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::counters::Counters;
 use crate::device::Device;
@@ -13,6 +17,7 @@ use crate::flight::{Flight, Signal};
 use crate::graph::{Graph, Storage};
 use crate::memory::{IN_FLIGHT, download_layout, parameter_layout};
 use crate::op::{Dispatch, TensorId};
+use crate::pace::{Pace, slow_seconds};
 use crate::pipelines::{Pipeline, PipelineSpec};
 use crate::plan::{Place, Plan, PlanOptions, Step, operand_place};
 use crate::store::{Shard, Store, read_shards, shard_of};
@@ -28,11 +33,20 @@ pub struct SessionOptions {
     /// Fill each transient with NaN before the op that makes it runs, so that an element that the op forgets to
     /// write, or a tensor that is used after its life, is seen. Tests always do.
     pub poison: bool,
+    /// The longest that one submission should keep the GPU busy: see [`Session::submissions`].
+    pub longest_submission: Duration,
 }
 
+/// A quarter of what Windows allows before it resets a GPU.
+const LONGEST_SUBMISSION: Duration = Duration::from_millis(500);
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { plan: PlanOptions::default(), in_flight: IN_FLIGHT, poison: false }
+        Self {
+            plan: PlanOptions::default(),
+            in_flight: IN_FLIGHT,
+            poison: false,
+            longest_submission: LONGEST_SUBMISSION,
+        }
     }
 }
 
@@ -68,6 +82,9 @@ pub struct Session {
     steps: u64,
     download_offsets: Vec<u64>,
     finished: VecDeque<Finished>,
+    pace: Pace,
+    /// When the last step ended, where the device has been busy with the next one since.
+    busy_since: Option<Instant>,
 }
 
 /// A node of a plan, or one of its launches.
@@ -128,6 +145,8 @@ impl Session {
             _ => None,
         };
         let mut session = Self {
+            pace: Pace::new(options.longest_submission, Vec::new()),
+            busy_since: None,
             device,
             graph: graph.clone(),
             plan,
@@ -144,6 +163,7 @@ impl Session {
             finished: VecDeque::new(),
         };
         session.launches = session.build_launches()?;
+        session.pace = Pace::new(options.longest_submission, session.slow_seconds());
         session.build_flights(in_flight)?;
         session.device.check()?;
         Ok(session)
@@ -214,9 +234,18 @@ impl Session {
             entries: &entries,
         });
         if let Some(error) = pollster::block_on(scope.pop()) {
-            return Err(Error::gpu(format!("bindings of kernel {}: {error}", dispatch.kernel.shader)));
+            let refused = format!("bindings of kernel {}: {error}", dispatch.kernel.shader);
+            return Err(self.device.cause(Error::gpu(refused)));
         }
         Ok(Launch { pipeline, group, grid: dispatch.grid })
+    }
+
+    /// What each launch takes on a slow GPU, in seconds.
+    fn slow_seconds(&self) -> Vec<f64> {
+        let of_node = |(step, launches): (&Step, &Vec<Launch>)| {
+            slow_seconds(self.plan.cost_of(&self.graph, step), launches.len())
+        };
+        self.plan.steps.iter().zip(&self.launches).flat_map(of_node).collect()
     }
 
     fn build_flights(&mut self, count: usize) -> Result<()> {
@@ -300,9 +329,16 @@ impl Session {
         let Some(flight) = self.flights.get(self.next) else { return Ok(()) };
         if let Some((_, submission)) = &flight.submitted {
             self.device.poll()?;
-            if !flight.ready()? {
+            if !flight.ready(&self.device)? {
                 Counters::count(&self.device.counters.throttles);
                 self.device.wait(Some(submission.clone()))?;
+                let now = Instant::now();
+                let before = self.busy_since.replace(now).filter(|_| self.flights.len() > 1);
+                if let Some(before) = before {
+                    self.pace.observe(now.duration_since(before));
+                }
+            } else {
+                self.busy_since = None;
             }
         }
         flight.wait_for_callbacks(&self.device)?;
@@ -311,12 +347,13 @@ impl Session {
 
     /// Takes the results of a finished flight out of its staging buffer.
     fn collect(&mut self, index: usize) -> Result<()> {
+        let unmapped = |error: wgpu::MapRangeError| self.device.cause(Error::gpu(error.to_string()));
         let Some(flight) = self.flights.get_mut(index) else { return Ok(()) };
         let Some((step, _)) = flight.submitted.take() else { return Ok(()) };
         let Some((buffer, _)) = &flight.download else { return Ok(()) };
         let mut values = Vec::with_capacity(self.download_offsets.len());
         {
-            let view = buffer.get_mapped_range(..).map_err(|error| Error::gpu(error.to_string()))?;
+            let view = buffer.get_mapped_range(..).map_err(unmapped)?;
             for (&id, &offset) in self.graph.fetched().iter().zip(&self.download_offsets) {
                 let desc = &self.graph.tensor(id).desc;
                 let bytes = view.get(offset as usize..(offset + desc.bytes()) as usize).unwrap_or(&[]);
@@ -352,118 +389,10 @@ impl Session {
         };
         let mut view = buffer
             .get_mapped_range_mut(offset..offset + want)
-            .map_err(|error| Error::gpu(error.to_string()))?;
+            .map_err(|error| self.device.cause(Error::gpu(error.to_string())))?;
         view.copy_from_slice(bytes);
         self.written.insert(input, true);
         Ok(())
-    }
-
-    /// Submits a step with the inputs written since the last one. Every input must have been written.
-    /// Returns the step's number, counted from 0.
-    pub fn step(&mut self) -> Result<u64> {
-        if self.written.is_empty() {
-            self.prepare()?;
-        }
-        if let Some((&id, _)) = self.written.iter().find(|(_, written)| !**written) {
-            return Err(Error::graph(
-                format!("input {} was not written before the step", self.graph.tensor(id).name),
-                "write every input before every step",
-            ));
-        }
-        let mut encoder =
-            self.device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        self.encode_upload(&mut encoder);
-        if self.poison.is_some() {
-            for position in 0..self.launches.len() {
-                self.encode_poison(&mut encoder, position);
-                self.encode_node(&mut encoder, position);
-            }
-        } else {
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            for launch in self.launches.iter().flatten() {
-                run(&mut pass, launch);
-            }
-        }
-        if let Some((buffer, _)) = self.flights.get(self.next).and_then(|flight| flight.download.as_ref()) {
-            for (&id, &offset) in self.graph.fetched().iter().zip(&self.download_offsets) {
-                let region = self.region(id)?;
-                encoder.copy_buffer_to_buffer(region.buffer, region.offset, buffer, offset, region.bytes);
-            }
-        }
-        let submission = self.device.submit(encoder)?;
-        let step = self.steps;
-        if let Some(flight) = self.flights.get_mut(self.next) {
-            if let Some((buffer, mapping)) = &flight.upload {
-                mapping.map(buffer, wgpu::MapMode::Write);
-            }
-            if let Some((buffer, mapping)) = &flight.download {
-                mapping.map(buffer, wgpu::MapMode::Read);
-            }
-            if flight.upload.is_none() && flight.download.is_none() {
-                flight.done.on_done(&self.device.queue);
-            }
-            flight.submitted = Some((step, submission));
-        }
-        self.next = (self.next + 1) % self.flights.len().max(1);
-        self.written.values_mut().for_each(|written| *written = false);
-        self.steps += 1;
-        Ok(step)
-    }
-
-    /// Uploads the inputs written for the next step without running it.
-    pub(crate) fn upload_only(&mut self) -> Result<()> {
-        let mut encoder =
-            self.device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        self.encode_upload(&mut encoder);
-        self.device.submit(encoder)?;
-        if let Some((buffer, mapping)) = self.flights.get(self.next).and_then(|flight| flight.upload.as_ref())
-        {
-            mapping.map(buffer, wgpu::MapMode::Write);
-        }
-        self.written.values_mut().for_each(|written| *written = false);
-        self.device.finish()
-    }
-
-    /// Unmaps the written staging buffer and copies it to the inputs.
-    pub(crate) fn encode_upload(&self, encoder: &mut wgpu::CommandEncoder) {
-        let staged = self.flights.get(self.next).and_then(|flight| flight.upload.as_ref());
-        if let (Some((buffer, _)), Some(inputs)) = (staged, &self.inputs) {
-            buffer.unmap();
-            encoder.copy_buffer_to_buffer(buffer, 0, inputs, 0, self.plan.input_bytes);
-        }
-    }
-
-    fn encode_poison(&self, encoder: &mut wgpu::CommandEncoder, position: usize) {
-        let Some(poison) = &self.poison else { return };
-        for life in self.plan.lifetimes().iter().filter(|life| life.first == position) {
-            if let Some(slot) = self.slots.get(life.slot) {
-                encoder.copy_buffer_to_buffer(poison, 0, slot, life.offset, life.bytes.next_multiple_of(4));
-            }
-        }
-    }
-
-    /// Encodes one node in a pass of its own.
-    pub(crate) fn encode_node(&self, encoder: &mut wgpu::CommandEncoder, position: usize) {
-        self.encode_piece(encoder, Piece { position, launch: None }, None);
-    }
-
-    /// Encodes a piece of a step in a pass of its own.
-    pub(crate) fn encode_piece(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        piece: Piece,
-        timestamps: Option<wgpu::ComputePassTimestampWrites<'_>>,
-    ) {
-        let mut pass = encoder
-            .begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes: timestamps });
-        let launches = self.launches.get(piece.position).map_or(&[][..], Vec::as_slice);
-        let chosen = match piece.launch {
-            Some(index) => launches.get(index..=index).unwrap_or(&[]),
-            None => launches,
-        };
-        for launch in chosen {
-            run(&mut pass, launch);
-        }
     }
 
     /// Results of steps that have finished by now, oldest first. Does not wait.
@@ -474,7 +403,7 @@ impl Session {
             let index = (self.next + offset) % self.flights.len();
             let Some(flight) = self.flights.get(index) else { continue };
             if flight.submitted.is_some() {
-                if !flight.ready()? {
+                if !flight.ready(&self.device)? {
                     break;
                 }
                 self.collect(index)?;
@@ -485,6 +414,7 @@ impl Session {
 
     /// Waits for all steps in flight and returns their results, oldest first.
     pub fn flush(&mut self) -> Result<Vec<Finished>> {
+        self.busy_since = None;
         self.device.finish()?;
         for flight in self.flights.iter().filter(|flight| flight.submitted.is_some()) {
             flight.wait_for_callbacks(&self.device)?;
@@ -557,11 +487,4 @@ impl Session {
 
 fn spec_of(dispatch: &Dispatch) -> PipelineSpec<'_> {
     PipelineSpec { kernel: dispatch.kernel, half: dispatch.half, constants: &dispatch.constants }
-}
-
-fn run(pass: &mut wgpu::ComputePass<'_>, launch: &Launch) {
-    let [x, y, z] = launch.grid;
-    pass.set_pipeline(&launch.pipeline.pipeline);
-    pass.set_bind_group(0, &launch.group, &[]);
-    pass.dispatch_workgroups(x, y, z);
 }

@@ -197,7 +197,8 @@ impl Alone {
 
     fn session(&self, variant: &str) -> Result<Session> {
         let plan = self.options(variant);
-        Session::new(&self.graph, &self.store, SessionOptions { plan, in_flight: 1, poison: false })
+        let options = SessionOptions { plan, in_flight: 1, ..SessionOptions::default() };
+        Session::new(&self.graph, &self.store, options)
     }
 
     /// Fills the inputs with noise. A pattern of an odd length, repeated: drawing all of it anew would take longer than what

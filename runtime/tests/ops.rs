@@ -3,11 +3,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+use epl_runtime::caps::SubgroupSizes;
 use epl_runtime::case::{Case, OpEntry, uniform};
 use epl_runtime::check::{check_kernel, run_case, run_gradient, select};
+use epl_runtime::kernel::Needs;
 use epl_runtime::ops::REGISTRY;
 use epl_runtime::ops::batch_norm_eval::BatchNormEval;
-use epl_runtime::{Device, DeviceOptions};
+use epl_runtime::{Caps, Device, DeviceOptions};
 
 fn chosen() -> Vec<&'static OpEntry> {
     let names = std::env::var("EPL_OPS").unwrap_or_default();
@@ -38,9 +40,13 @@ fn declarations_match_the_shaders() {
 }
 
 fn gpu_matches_reference(options: DeviceOptions) {
-    let device = Device::open(&options).unwrap();
+    matches_reference(&options, |_| true);
+}
+
+fn matches_reference(options: &DeviceOptions, wanted: fn(&OpEntry) -> bool) {
+    let device = Device::open(options).unwrap();
     let mut failures = Vec::new();
-    for entry in chosen() {
+    for entry in chosen().into_iter().filter(|entry| wanted(entry)) {
         for case in (entry.cases)().iter().filter(|case| !case.perf && case.runs_on(device.caps())) {
             match run_case(&device, case) {
                 Ok(worst) if worst.passes() => {}
@@ -52,6 +58,16 @@ fn gpu_matches_reference(options: DeviceOptions) {
     assert!(failures.is_empty(), "{} cases failed:\n{}", failures.len(), failures.join("\n"));
 }
 
+/// Subgroups of one size have kernels of their own; of several, or of fewer than eight, they have not.
+#[test]
+fn no_kernel_assumes_a_size_of_subgroups() {
+    for (min, max) in [(4, 4), (8, 8), (16, 16), (32, 32), (64, 64), (128, 128), (4, 128)] {
+        let emulate_subgroups = Some(SubgroupSizes { min, max });
+        let options = DeviceOptions { emulate_subgroups, ..DeviceOptions::default() };
+        matches_reference(&options, |op| op.kernels.iter().any(|kernel| kernel.needs == Needs::Subgroups));
+    }
+}
+
 #[test]
 fn gpu_matches_reference_with_shader_checks() {
     gpu_matches_reference(DeviceOptions { shader_checks: true, ..DeviceOptions::default() });
@@ -60,6 +76,19 @@ fn gpu_matches_reference_with_shader_checks() {
 #[test]
 fn gpu_matches_reference_without_shader_checks() {
     gpu_matches_reference(DeviceOptions::default());
+}
+
+/// Bindings of 128 MiB, 256 invocations, 16 KiB of workgroup memory, no optional feature; with the kernels of GPUs, and with
+/// those of CPUs.
+#[test]
+fn gpu_matches_reference_within_the_limits_of_webgpu() {
+    for gpu_kernels in [false, true] {
+        let options = DeviceOptions { webgpu_limits: true, gpu_kernels, ..DeviceOptions::default() };
+        let device = Device::open(&options).unwrap();
+        assert_eq!(*device.caps(), Caps { cpu: device.caps().cpu, ..Caps::WEBGPU });
+        assert!(!device.has_timestamps());
+        gpu_matches_reference(options);
+    }
 }
 
 #[test]
