@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Parser;
+use epl::cli::DeviceArguments;
 use epl::config::{Config, EplSettings, EplUpdate, HeadKind, HeadSettings, Schedule};
 use epl::data::synth::{SynthConfig, SynthSample, draw_all};
 use epl::data::{Image, InMemory};
@@ -29,7 +30,7 @@ use epl::interchange::safetensors::{probe, write_atomically};
 use epl::model::{HEAD_QUEUE, HEAD_WEIGHT};
 use epl::train::{Observer, RunFolder, Stop, Trainer};
 use epl::{Error, Result};
-use epl_runtime::{Device, DeviceOptions};
+use epl_runtime::Device;
 use serde::Serialize;
 
 /// Trains heads with and without EPL on drawn faces of which some are hard or mislabelled, and compares where the
@@ -93,10 +94,9 @@ struct Arguments {
     /// Print the results as JSON instead of tables.
     #[arg(long)]
     json: bool,
-    /// Part of an adapter's name, or its index.
-    #[arg(long, env = "EPL_DEVICE")]
+    #[command(flatten)]
     #[serde(skip)]
-    device: Option<String>,
+    device: DeviceArguments,
 }
 
 /// Height and width of the pictures.
@@ -141,8 +141,7 @@ fn run(mut arguments: Arguments) -> Result<()> {
         }
     }
     arguments.heads = heads;
-    let options = DeviceOptions { select: arguments.device.clone(), ..DeviceOptions::default() };
-    let device = Device::open(&options)?;
+    let device = Device::open(&arguments.device.options())?;
     let file = arguments.out.join("results.json");
     probe(&file)?;
     let variants: &[bool] = if arguments.plain { &[false] } else { &[false, true] };

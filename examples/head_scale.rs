@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Parser;
+use epl::cli::DeviceArguments;
 use epl::config::Config;
 use epl::head::sampling::ClassSampler;
 use epl::head::{EplSettings, HeadForm, HeadInputs, HeadPass, HeadSettings, SampledClasses, head_loss};
@@ -20,7 +21,7 @@ use epl_runtime::autodiff::backward;
 use epl_runtime::inspect::kernel_seconds;
 use epl_runtime::ops::matmul::{MatMul, matmul};
 use epl_runtime::ops::sgd::{Sgd, sgd};
-use epl_runtime::{Device, DeviceOptions, Error, Graph, Result, Session, SessionOptions, Store, TensorDesc};
+use epl_runtime::{Device, Error, Graph, Result, Session, SessionOptions, Store, TensorDesc};
 
 /// Time and memory of a head in both forms, as classes grow.
 #[derive(Parser)]
@@ -49,9 +50,8 @@ struct Arguments {
     /// Instead: a few training steps of a small network with this many classes.
     #[arg(long, value_name = "CLASSES")]
     step: Option<usize>,
-    /// Part of an adapter's name, or its index.
-    #[arg(long, env = "EPL_DEVICE")]
-    device: Option<String>,
+    #[command(flatten)]
+    device: DeviceArguments,
 }
 
 fn main() -> ExitCode {
@@ -68,8 +68,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> epl::Result<()> {
-    let options = DeviceOptions { select: arguments.device.clone(), ..DeviceOptions::default() };
-    let device = Device::open(&options)?;
+    let device = Device::open(&arguments.device.options())?;
     println!("{} ({})", device.description().name, device.description().driver);
     if let Some(classes) = arguments.step {
         return whole_step(arguments, classes, &device);

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Parser;
+use epl::cli::DeviceArguments;
 use epl::config::{Config, Precision, Schedule};
 use epl::data::synth::{SynthConfig, SynthSample, draw_all};
 use epl::data::{self, Dataset, Image, InMemory};
@@ -20,7 +21,7 @@ use epl::eval::pairs::PairSet;
 use epl::head::{EplSettings, HeadSettings};
 use epl::train::{Console, Outcome, RunOptions, run_on};
 use epl::{Error, Result};
-use epl_runtime::{Device, DeviceOptions};
+use epl_runtime::Device;
 
 /// Trains a small face-recognition network with CosFace + EPL, on procedural faces or on your own.
 #[derive(Parser)]
@@ -67,9 +68,8 @@ struct Arguments {
     /// How activations are stored: f32, or mixed for 16 bits where that is enough.
     #[arg(long, default_value = "f32", value_parser = precision)]
     precision: Precision,
-    /// Part of an adapter's name, or its index.
-    #[arg(long, env = "EPL_DEVICE")]
-    device: Option<String>,
+    #[command(flatten)]
+    device: DeviceArguments,
 }
 
 fn precision(text: &str) -> std::result::Result<Precision, String> {
@@ -105,8 +105,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let started = Instant::now();
     let config = configuration(arguments);
     config.validate()?;
-    let options = DeviceOptions { select: arguments.device.clone(), ..DeviceOptions::default() };
-    let device = Device::open(&options)?;
+    let device = Device::open(&arguments.device.options())?;
     let (dataset, sets) = match &arguments.data {
         Some(path) => real(path, &arguments.eval, &config)?,
         None => procedural(arguments)?,

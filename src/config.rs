@@ -4,6 +4,7 @@
 //! out of range, and a value that this version does not support are all [`Error::Usage`], naming the key; nothing
 //! is silently ignored.
 
+pub(crate) mod batch;
 mod reader;
 mod schedule;
 #[cfg(test)]
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::data::augment::Augment;
 pub use crate::head::{ArcMode, Duplicates, EplSettings, EplUpdate, HeadKind, HeadSettings};
+pub use batch::AUTO;
 pub use schedule::{LearningRate, Schedule};
 
 use crate::nn::Network;
@@ -181,7 +183,8 @@ pub struct Train {
     pub epochs: u32,
     /// Steps after which the run ends, whatever `epochs` is; 0 is no limit.
     pub max_steps: u64,
-    /// Images a step.
+    /// Images that go through the network at once; [`AUTO`] for the most that fit.
+    #[serde(with = "batch")]
     pub batch_size: usize,
     /// Batches of a step. It is the step of one batch that is this many times as large, but for batch normalisation, with
     /// the memory of one; each batch goes through the network once more for that.

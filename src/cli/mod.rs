@@ -7,6 +7,7 @@
 mod bench;
 mod convert;
 mod data;
+mod device;
 mod devices;
 mod embed;
 mod eval;
@@ -22,9 +23,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
-use epl_runtime::{Device, DeviceOptions, Feature};
+use clap::{CommandFactory, Parser, Subcommand};
+use epl_runtime::guard::is_guarded;
+use epl_runtime::{Device, DeviceOptions};
 use serde::Serialize;
+
+pub use device::DeviceArguments;
 
 use crate::Result;
 
@@ -50,29 +54,8 @@ struct Cli {
 /// The options that every command takes.
 #[derive(Debug, clap::Args)]
 struct Context {
-    /// The adapter: its index or a part of its name, as `epl devices` lists them [default: the best one]
-    #[arg(long, global = true, env = "EPL_DEVICE", value_name = "NAME|INDEX", hide_env_values = true)]
-    device: Option<String>,
-    /// Limits of the adapter that are used: its own, or those that WebGPU promises everywhere, without optional features
-    #[arg(
-        long,
-        global = true,
-        env = "EPL_LIMITS",
-        value_enum,
-        default_value = "adapter",
-        hide_env_values = true
-    )]
-    limits: Limits,
-    /// Optional features that are left alone: subgroups, f16, matrices, timestamps, pipeline-cache
-    #[arg(
-        long,
-        global = true,
-        env = "EPL_WITHOUT",
-        value_name = "FEATURE",
-        value_delimiter = ',',
-        hide_env_values = true
-    )]
-    without: Vec<Feature>,
+    #[command(flatten)]
+    device: DeviceArguments,
     /// Print the result as one JSON object on standard output
     #[arg(long, global = true)]
     json: bool,
@@ -82,15 +65,6 @@ struct Context {
     /// When the program was started.
     #[arg(skip = Instant::now())]
     started: Instant,
-}
-
-/// Whose limits kernels keep to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Limits {
-    /// The adapter's.
-    Adapter,
-    /// WebGPU's defaults.
-    Webgpu,
 }
 
 #[derive(Debug, Subcommand)]
@@ -120,12 +94,9 @@ impl Context {
     /// How to open the adapter that the user chose.
     fn device_options(&self) -> DeviceOptions {
         DeviceOptions {
-            select: self.device.clone(),
-            webgpu_limits: self.limits == Limits::Webgpu,
-            without: self.without.clone(),
             cache: self.kernel_cache(),
             warnings: Some(|line| output::note(format_args!("warning: {line}"))),
-            ..DeviceOptions::default()
+            ..self.device.options()
         }
     }
 
@@ -173,8 +144,19 @@ pub fn command() -> clap::Command {
     Cli::command()
 }
 
+/// Panics that are caught, and become errors, need no words of their own on standard error.
+fn keep_quiet_about_guarded_panics() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !is_guarded() {
+            tell(panic);
+        }
+    }));
+}
+
 /// Runs the command that the process's arguments ask for.
 pub fn main() -> ExitCode {
+    keep_quiet_about_guarded_panics();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(message) => {

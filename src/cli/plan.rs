@@ -17,6 +17,7 @@ use super::{Context, Verdict};
 use crate::config::Config;
 use crate::data::{self, Options};
 use crate::head::HeadForm;
+use crate::train::batch::{Room, decide};
 use crate::train::kernels::{is_on, known};
 use crate::train::measure::{RunSeconds, StepSeconds, measure_run};
 use crate::train::plan::{RunPlan, Target, plan_for, resolve_form};
@@ -65,12 +66,19 @@ impl Plan {
                 (Some(device), caps)
             }
             // Without a GPU the limits that every adapter meets still say what a run needs.
-            Err(Error::Runtime(RuntimeError::NoAdapter { .. })) if context.device.is_none() => {
+            Err(Error::Runtime(RuntimeError::NoAdapter { .. })) if context.device.device.is_none() => {
                 note("warning: there is no adapter; the plan is for the limits that every adapter meets");
                 (None, Caps::WEBGPU)
             }
             Err(error) => return Err(error),
         };
+        let room = match (self.memory, &device) {
+            (Some(bytes), _) => Room::Bytes(bytes),
+            (None, Some(device)) => Room::Device(device),
+            (None, None) => Room::Unknown,
+        };
+        let config =
+            decide(&config, classes, images.unwrap_or(usize::MAX), (&caps, &room), &mut |line| note(line))?;
         let kernels = match &device {
             Some(device) if is_on(&config, device) => {
                 let config = resolve_form(&config, classes, &caps)?;

@@ -26,7 +26,8 @@ Examples:
 ///
 /// The configuration's required keys are data.train and train.out; every other key has a default. The run's folder
 /// (train.out) gets config.toml as resolved, metrics.jsonl, checkpoints, model.safetensors and report.html. Ctrl-C stops
-/// after the current step with a checkpoint, from which --resume goes on.
+/// after the current step with a checkpoint, from which --resume goes on. Where the GPU is lost, the run takes it up again,
+/// or the best other one, and goes on from the newest checkpoint by itself.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Train {
@@ -82,6 +83,8 @@ struct Summary {
     best: Option<Best>,
     /// Where the run was asked to stop: the checkpoint that it can go on from.
     interrupted: Option<PathBuf>,
+    /// How often the device was lost and another one took its place.
+    device_losses: u32,
     /// The last evaluation of each set.
     evaluations: Vec<VerificationReport>,
     /// Where the time until the first step went.
@@ -111,6 +114,7 @@ impl Train {
         context.present(&Summary {
             out,
             interrupted: outcome.interrupted,
+            device_losses: outcome.device_losses,
             best: outcome.best,
             skipped: outcome.skipped,
             steps: outcome.steps,
@@ -181,6 +185,11 @@ impl Display for Summary {
             "{} steps in {} epochs, {:.1} s, {:.1} images/s; mean loss of the last epoch {:.4}",
             self.steps, self.epochs, self.train_seconds, self.images_per_second, self.loss
         )?;
+        match self.device_losses {
+            0 => {}
+            1 => writeln!(f, "the GPU was lost once, and the run went on")?,
+            times => writeln!(f, "the GPU was lost {times} times, and the run went on each time")?,
+        }
         if !self.evaluations.is_empty() {
             write!(f, "{}", verification_table(&self.evaluations))?;
         }

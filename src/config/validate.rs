@@ -3,7 +3,7 @@
 use std::f64::consts::FRAC_PI_2;
 use std::fmt::Display;
 
-use super::{Config, Schedule};
+use super::{AUTO, Config, Schedule};
 use crate::data::augment::Change;
 use crate::head::{HeadForm, HeadKind};
 use crate::nn::network::{MAX_BLOCKS, MAX_EMBEDDING, MAX_INPUT, MAX_WIDTH, Network, architectures};
@@ -236,10 +236,17 @@ impl Config {
         require(train.epochs >= 1, "train.epochs", train.epochs, "1 or more")?;
         // Batch normalisation of one sample a channel has no variance.
         require(
-            (2..=MAX_BATCH).contains(&train.batch_size),
+            train.batch_size == AUTO || (2..=MAX_BATCH).contains(&train.batch_size),
             "train.batch_size",
             train.batch_size,
-            &format!("2 to {MAX_BATCH}"),
+            &format!("2 to {MAX_BATCH}, or \"auto\""),
+        )?;
+        require(
+            train.batch_size != AUTO || train.accumulate == 1,
+            "train.accumulate",
+            train.accumulate,
+            "1, or left out: with train.batch_size = \"auto\" it is decided with the batch, for a step of optim.lr_batch \
+             images, or 512",
         )?;
         require(train.accumulate >= 1, "train.accumulate", train.accumulate, "1 or more")?;
         require(

@@ -3,16 +3,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use epl_runtime::tune::TuneOptions;
-use epl_runtime::{Choices, Device};
+use epl_runtime::Device;
 
-use crate::checkpoint::{Checkpoint, Checkpoints};
 use crate::config::Config;
 use crate::data::{self, Dataset};
 use crate::eval::pairs::PairSet;
-use crate::model::ModelSpec;
 use crate::{Error, Result};
 
+pub mod batch;
 pub mod epoch;
 pub mod events;
 pub mod folder;
@@ -24,6 +22,7 @@ mod nonfinite;
 pub mod plan;
 mod progress;
 pub mod prototypes;
+mod recovery;
 pub mod run;
 pub mod sheet;
 pub mod stall;
@@ -36,8 +35,8 @@ pub mod trainer;
 
 pub use events::{Console, Observer, Silent};
 pub use folder::RunFolder;
+use recovery::train;
 use start::StartClock;
-use state::{TrainingState, device_names};
 
 pub use run::{Outcome, Stop};
 pub use start::StartSeconds;
@@ -108,66 +107,4 @@ pub fn run_on(
 ) -> Result<Outcome> {
     let clock = StartClock::since(options.started.unwrap_or_else(Instant::now));
     train(config, device, dataset, sets, options, observer, (clock, StartSeconds::default()))
-}
-
-fn train(
-    config: Config,
-    device: &Arc<Device>,
-    dataset: Arc<dyn Dataset>,
-    sets: Vec<PairSet>,
-    options: &RunOptions,
-    observer: &mut dyn Observer,
-    clock: (StartClock, StartSeconds),
-) -> Result<Outcome> {
-    config.validate()?;
-    RunFolder::check_free(&config.train.out)?;
-    let checkpoints = Checkpoints::of(&config.train.out);
-    let mut start: Option<Checkpoint<TrainingState>> = None;
-    if options.resume {
-        start = checkpoints.newest(|error| observer.message(&format!("warning: passed over: {error}")))?;
-    }
-    // A run goes on with the kernels that it was started with, unless it is on another device, where they mean nothing.
-    let kernels = start
-        .as_ref()
-        .filter(|start| start.body.device == device_names(device))
-        .map(|start| start.body.kernels.clone().into_iter().collect::<Choices>());
-    let mut choose = |config: &Config, spec: &ModelSpec| match kernels.clone() {
-        Some(kernels) => Ok(kernels),
-        None => {
-            kernels::choose(config, spec, device, &TuneOptions::default(), &mut |line| observer.message(line))
-        }
-    };
-    // The model comes first: whatever is wrong with the configuration leaves no folder behind,
-    // and the run that is to be replaced as it was.
-    let mut trainer = Trainer::started(config, device, dataset, sets, clock, &mut choose)?;
-    let config = trainer.config().clone();
-    if options.resume && start.is_none() {
-        let folder = checkpoints.folder().display();
-        observer.message(&format!("there is no checkpoint in {folder} yet: starting from the beginning"));
-    }
-    let mut folder = match start {
-        Some(checkpoint) => {
-            let (step, epoch) = (checkpoint.step, checkpoint.body.epoch);
-            let place = checkpoint.folder.display().to_string();
-            for change in trainer.restore(checkpoint)? {
-                observer.message(&format!("warning: unlike in the run that is resumed: {change}"));
-            }
-            observer.message(&format!("going on after step {step}, in epoch {epoch}, from {place}"));
-            RunFolder::resume(&config, step, epoch.saturating_sub(1))?
-        }
-        None => {
-            trainer.initialize()?.iter().for_each(|line| observer.message(line));
-            // Weights without a report and a checkpoint are what a run left that ended while it wrote its last files.
-            let unfinished = options.resume && !RunFolder::is_finished(&config.train.out);
-            RunFolder::create(&config, options.replace || unfinished)?
-        }
-    };
-    if let Some(warning) = folder.take_warning() {
-        observer.message(&warning);
-    }
-    let outcome = trainer.run(&mut folder, &options.stop, observer)?;
-    if outcome.interrupted.is_none() {
-        summary::report(&config, &trainer, &folder, &outcome)?.write(&folder.report_path())?;
-    }
-    Ok(outcome)
 }

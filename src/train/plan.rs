@@ -298,8 +298,18 @@ pub fn explain_memory(error: Error, config: &Config, classes: usize, caps: &Caps
     Error::Runtime(epl_runtime::Error::Limit { what, hint })
 }
 
+/// Peak bytes of a run, as [`RunPlan::peak_bytes`] has them.
+///
+/// # Errors
+/// Where a limit of the adapter is in the way, or the network is impossible.
+pub(super) fn peak_bytes(config: &Config, classes: usize, caps: &Caps) -> Result<u64> {
+    let target = Target::by_rule(caps);
+    let planned = plan_batch(config, classes, &target, config.train.batch_size, None)?;
+    Ok(planned.plan.memory.total() + evaluation_bytes(config, classes, &target)?)
+}
+
 /// Bytes in units of 2^20 or 2^30.
-fn readable(bytes: u64) -> String {
+pub(super) fn readable(bytes: u64) -> String {
     let mib = bytes as f64 / f64::from(1 << 20);
     if mib < 1024.0 { format!("{mib:.1} MiB") } else { format!("{:.2} GiB", mib / 1024.0) }
 }

@@ -185,6 +185,7 @@ impl Progress {
             evaluations: Vec::new(),
             best: self.best.clone(),
             interrupted: None,
+            device_losses: 0,
             start: None,
         }
     }

@@ -69,6 +69,8 @@ pub struct Outcome {
     pub start: Option<StartSeconds>,
     /// Where the run was asked to stop before its end: the checkpoint that it can go on from.
     pub interrupted: Option<PathBuf>,
+    /// How often the device was lost and another one took its place.
+    pub device_losses: u32,
 }
 
 /// What a run has to do with beside its model and its data.
@@ -171,6 +173,7 @@ impl Trainer {
         if let Some(start) = self.start.take() {
             progress.watch.restore(&start.state)?;
             progress.go_on(start.step, start.body, start.folder);
+            (self.reached, self.saved) = (progress.submitted, Some(progress.position()));
         }
         let first = usize::try_from(progress.batch).unwrap_or(usize::MAX);
         // Over all epochs: while one ends the first batches of the next are decoded already.
@@ -232,7 +235,8 @@ impl Trainer {
         around: &mut Around<'_>,
     ) -> Result<Epoch> {
         let steps_per_epoch = self.loader.batches_per_epoch() as u64;
-        let every = self.config.train.checkpoint_every;
+        let every = self.save_every;
+        self.device.enter("training");
         // The time between epochs goes to evaluation, and is no throughput.
         progress.start_clock(self.device.waited());
         while progress.submitted < progress.total && progress.batch < steps_per_epoch {
@@ -244,7 +248,7 @@ impl Trainer {
                     self.collect(true, progress, around)?;
                     progress.stop_clock(self.device.waited());
                     if progress.submitted > 0 {
-                        self.try_checkpoint(progress, around);
+                        self.try_checkpoint(progress, around)?;
                     }
                     return Err(error);
                 }
@@ -267,7 +271,7 @@ impl Trainer {
             if every > 0 && progress.submitted.is_multiple_of(every) && !ends_epoch {
                 self.collect(true, progress, around)?;
                 progress.stop_clock(self.device.waited());
-                self.try_checkpoint(progress, around);
+                self.try_checkpoint(progress, around)?;
                 progress.start_clock(self.device.waited());
             }
         }
@@ -297,7 +301,7 @@ impl Trainer {
         if last || !self.sets.is_empty() {
             // Before all that may take long or fail: it says that the epoch's steps are done and its end is not. That one
             // is not announced, since another one follows.
-            self.try_checkpoint(progress, around);
+            self.try_checkpoint(progress, around)?;
         }
         let prototypes = if progress.batch >= batches {
             progress.watch.end_epoch(&self.model, epoch, step, &progress.sums)?
@@ -315,10 +319,10 @@ impl Trainer {
             around.observer.evaluation(epoch, report);
             Ok(())
         })?;
-        self.keep_best(&reports, progress, around);
+        self.keep_best(&reports, progress, around)?;
         progress.epoch_loss = progress.sums.mean_loss();
         progress.next_epoch(batches);
-        self.try_checkpoint(progress, around);
+        self.try_checkpoint(progress, around)?;
         Ok(reports)
     }
 
@@ -347,37 +351,56 @@ impl Trainer {
         }
     }
 
-    /// Keeps the weights, if no epoch's mean accuracy on the same sets was better.
-    fn keep_best(&self, reports: &[VerificationReport], progress: &mut Progress, around: &mut Around<'_>) {
+    /// Keeps the weights, if no epoch's mean accuracy on the same sets was better. Fails only where the device is lost.
+    fn keep_best(
+        &self,
+        reports: &[VerificationReport],
+        progress: &mut Progress,
+        around: &mut Around<'_>,
+    ) -> Result<()> {
         let accuracy = reports.iter().map(|report| report.accuracy).sum::<f64>() / reports.len() as f64;
         let sets: Vec<String> = reports.iter().map(|report| report.name.clone()).collect();
         let beaten = |best: &Best| accuracy > best.accuracy || best.sets != sets;
         // A NaN is no accuracy, and would never be beaten.
         if !accuracy.is_finite() || !progress.best.as_ref().is_none_or(beaten) {
-            return;
+            return Ok(());
         }
         let step = progress.submitted;
         match self.model.save(&around.folder.best_path(), step) {
             Ok(()) => progress.best = Some(Best { epoch: progress.epoch, step, accuracy, sets }),
-            Err(error) => around.warn(&format!("the best weights so far were not kept: {error}")),
+            Err(error) => {
+                self.device.check()?;
+                around.warn(&format!("the best weights so far were not kept: {error}"));
+            }
         }
+        Ok(())
     }
 
     /// Writes a checkpoint. That it cannot be written, for example on a full disk, does not end the run: what was saved
-    /// before stays, and the next one may succeed.
-    fn try_checkpoint(&self, progress: &mut Progress, around: &mut Around<'_>) {
+    /// before stays, and the next one may succeed. Fails only where the device is lost.
+    fn try_checkpoint(&mut self, progress: &mut Progress, around: &mut Around<'_>) -> Result<()> {
         // Done already, for example by the run that this one goes on from.
         if progress.saved.as_ref().is_some_and(|saved| saved.at == progress.position()) {
-            return;
+            return Ok(());
         }
-        match self.checkpoint(progress, around) {
-            Ok(path) => progress.saved = Some(Saved { at: progress.position(), path }),
-            Err(error) => around.warn(&format!(
-                "no checkpoint after step {}: {}; training goes on",
-                progress.submitted,
-                with_hint(&error)
-            )),
+        let phase = self.device.enter("checkpoint");
+        let written = self.checkpoint(progress, around);
+        self.device.enter(phase);
+        match written {
+            Ok(path) => {
+                progress.saved = Some(Saved { at: progress.position(), path });
+                self.saved = Some(progress.position());
+            }
+            Err(error) => {
+                self.device.check()?;
+                around.warn(&format!(
+                    "no checkpoint after step {}: {}; training goes on",
+                    progress.submitted,
+                    with_hint(&error)
+                ));
+            }
         }
+        Ok(())
     }
 
     fn checkpoint(&self, progress: &Progress, around: &mut Around<'_>) -> Result<PathBuf> {
@@ -441,6 +464,7 @@ impl Trainer {
         progress.flights.push_back(InFlight { step, epoch, lr, batch: number, indices, labels });
         progress.submitted += 1;
         progress.batch += 1;
+        self.reached = progress.submitted;
         Ok(())
     }
 
@@ -513,9 +537,10 @@ impl Trainer {
         if self.sets.is_empty() {
             return Ok(Vec::new());
         }
+        self.device.enter("evaluation");
         let mut embedder = Embedder::new(&self.model, EVALUATION_BATCH)?;
         let mut reports = Vec::with_capacity(self.sets.len());
-        for set in &self.sets {
+        for set in self.sets.iter() {
             let report = set.evaluate(&mut embedder, &mut |_| {})?;
             each(&report)?;
             reports.push(report);

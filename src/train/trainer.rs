@@ -15,6 +15,7 @@ use crate::interchange::tensor_file::TensorSource;
 use crate::interchange::weights::WeightsFile;
 use crate::model::{HEAD_WEIGHT, Head, Model, ModelSpec};
 use crate::nn::Network;
+use crate::train::batch::{Room, decide};
 use crate::train::plan::{explain_memory, resolve_form};
 use crate::train::start::{StartClock, StartSeconds};
 use crate::train::state::TrainingState;
@@ -30,7 +31,7 @@ pub struct Trainer {
     pub(super) device: Arc<Device>,
     pub(super) dataset: Arc<dyn Dataset>,
     pub(super) loader: Loader,
-    pub(super) sets: Vec<PairSet>,
+    pub(super) sets: Arc<[PairSet]>,
     pub(super) model: Model,
     /// What chooses the classes of a step, where they are sampled.
     pub(super) sampler: Option<ClassSampler>,
@@ -41,6 +42,12 @@ pub struct Trainer {
     pub(super) start_seconds: StartSeconds,
     /// Where to go on from.
     pub(super) start: Option<Checkpoint<TrainingState>>,
+    /// Steps between checkpoints; 0 for none but at the ends of epochs.
+    pub(super) save_every: u64,
+    /// Steps submitted so far, those before a resumption included.
+    pub(super) reached: u64,
+    /// Steps, epoch and batch of the newest checkpoint.
+    pub(super) saved: Option<(u64, u32, u64)>,
 }
 
 /// The network that a configuration describes.
@@ -125,19 +132,23 @@ impl Trainer {
         sets: Vec<PairSet>,
     ) -> Result<Self> {
         let clock = (StartClock::since(Instant::now()), StartSeconds::default());
-        Self::started(config, device, dataset, sets, clock, &mut |_, _| Ok(Choices::new()))
+        let (classes, images) = (dataset.num_classes(), dataset.len());
+        let config = decide(&config, classes, images, (device.caps(), &Room::Device(device)), &mut |_| {})?;
+        Self::started(config, device, dataset, sets.into(), clock, &mut |_, _| Ok(Choices::new()))
     }
 
-    /// [`Self::new`] in a start of which some time is gone already, with the kernels that `choose` takes.
+    /// [`Self::new`] in a start of which some time is gone already, with the kernels that `choose` takes, and with a batch
+    /// that is decided.
     pub(super) fn started(
         config: Config,
         device: &Arc<Device>,
         dataset: Arc<dyn Dataset>,
-        sets: Vec<PairSet>,
+        sets: Arc<[PairSet]>,
         (mut clock, mut seconds): (StartClock, StartSeconds),
         choose: &mut dyn FnMut(&Config, &ModelSpec) -> Result<Choices>,
     ) -> Result<Self> {
         config.validate()?;
+        device.enter("start");
         let loader = loader_of(&config, &dataset)?;
         let classes = dataset.num_classes();
         seconds.data += clock.lap();
@@ -153,6 +164,9 @@ impl Trainer {
         let compiled = device.counters();
         let sampler = class_sampler(&model.spec, &step_options(&config, false));
         let mut trainer = Self {
+            save_every: config.train.checkpoint_every,
+            reached: 0,
+            saved: None,
             config,
             device: device.clone(),
             dataset,
@@ -221,6 +235,15 @@ impl Trainer {
             }
         });
         Ok(lines)
+    }
+
+    /// Writes checkpoints at least every so many steps, where there is a number.
+    pub(super) fn save_at_least_every(&mut self, steps: Option<u64>) {
+        self.save_every = match (self.save_every, steps) {
+            (every, None) => every,
+            (0, Some(steps)) => steps,
+            (every, Some(steps)) => every.min(steps),
+        };
     }
 
     /// The configuration, with everything decided that it left open.
