@@ -4,6 +4,7 @@ mod adapter;
 mod bench;
 mod browser;
 mod demo;
+mod gate;
 mod install;
 mod os_release;
 mod python;
@@ -28,6 +29,8 @@ Commands:
                   example mini_train (cargo xtask demo --help lists them)
   bench [ARGS...] measures epl and, where they are installed, its peers on the same work, and prints a
                   table of ratios (cargo xtask bench --help)
+  gate [ARGS...]  hands every shader to the compilers of all backends and compares the sizes of what they
+                  make with those in the repository (cargo xtask gate --help)
   setup           only makes sure that the Rust components, a GPU adapter, a browser for the tests of
                   reports and a Python for those of exported models are there; on Debian and Ubuntu it
                   installs Mesa's software Vulkan driver, Chromium (or Google Chrome) and python3-venv
@@ -43,7 +46,7 @@ fn main() -> ExitCode {
         Some((command, rest)) => (command.as_str(), rest),
         None => return wrong_usage("no command given"),
     };
-    if !["demo", "bench"].contains(&command) && !rest.is_empty() {
+    if !["demo", "bench", "gate"].contains(&command) && !rest.is_empty() {
         return wrong_usage(&format!("`{command}` takes no arguments, found `{}`", rest.join(" ")));
     }
     let root = workspace_root();
@@ -54,6 +57,13 @@ fn main() -> ExitCode {
             Ok(outcome) => outcome,
             Err(wrong) => {
                 eprintln!("xtask: {wrong}\n\n{}", bench::HELP);
+                return ExitCode::from(2);
+            }
+        },
+        "gate" => match gate::gate(&root, rest) {
+            Ok(outcome) => outcome,
+            Err(wrong) => {
+                eprintln!("xtask: {wrong}\n\n{}", gate::HELP);
                 return ExitCode::from(2);
             }
         },
