@@ -128,6 +128,8 @@ struct Examination {
     columns: &'static [(&'static str, &'static str)],
     tool: Tool,
     requests: Vec<Request>,
+    /// Whether the tool knows cooperative matrices.
+    matrices: bool,
     /// Variants that the tool is not asked about, by the reason.
     not_applicable: BTreeMap<&'static str, usize>,
 }
@@ -196,23 +198,24 @@ fn pass(root: &Path, options: &Options) -> Result<()> {
 /// Those of the tools that are wanted.
 fn examinations_of(options: &Options, driver: &Path, folder: &Path) -> Result<Vec<Examination>> {
     let mut all = Vec::new();
-    let mut add = |name, columns, tool| {
-        all.push(Examination { name, columns, tool, requests: Vec::new(), not_applicable: BTreeMap::new() });
+    let mut add = |name, columns, (tool, matrices)| {
+        let not_applicable = BTreeMap::new();
+        all.push(Examination { name, columns, tool, requests: Vec::new(), matrices, not_applicable });
     };
     if options.wants("spirv-val") {
-        add("spirv-val", &[], tools::spirv_val(driver));
+        add("spirv-val", &[], (tools::spirv_val(driver), true));
     }
     if options.wants("dxc") {
         let tool = tools::dxc(driver, options.dxc.as_deref(), &folder.join("dxc"))?;
-        add("dxc", &[("instructions", "dxil instructions")], tool);
+        add("dxc", &[("instructions", "dxil instructions")], (tool, false));
     }
     if options.wants("tint") {
-        add("tint", &[], tools::tint(options.tint.as_deref())?);
+        add("tint", &[], (tools::tint(options.tint.as_deref())?, false));
     }
     if options.wants("radv") {
         if cfg!(target_os = "linux") {
-            for (name, family) in tools::FAMILIES {
-                let tool = tools::radv(driver, options.radv.as_deref(), family)?;
+            for (name, families) in tools::FAMILIES {
+                let tool = tools::radv(driver, options.radv.as_deref(), families)?;
                 add(name, columns_of(name), tool);
             }
         } else {
@@ -260,10 +263,10 @@ impl Examination {
         };
         // A driver's compiler takes what is valid, and does what it likes with the rest.
         if ["spirv-val", "dxc", "tint"].contains(&self.name) {
-            self.requests.extend(requests(self.name, &wrong).unwrap_or_default());
+            self.requests.extend(requests(self.name, self.matrices, &wrong).unwrap_or_default());
         }
         for variant in variants {
-            match requests(self.name, variant) {
+            match requests(self.name, self.matrices, variant) {
                 Ok(requests) => self.requests.extend(requests),
                 Err(reason) => *self.not_applicable.entry(reason).or_default() += 1,
             }
@@ -339,20 +342,25 @@ fn kernel(variant: &Variant) -> String {
 ///
 /// # Errors
 /// Why it is not asked.
-fn requests(tool: &str, variant: &Variant) -> std::result::Result<Vec<Request>, &'static str> {
+fn requests(
+    tool: &str,
+    matrices: bool,
+    variant: &Variant,
+) -> std::result::Result<Vec<Request>, &'static str> {
     let path = |path: &Path| path.to_string_lossy().into_owned();
     let request = |suffix: &str, words: Vec<String>| Request { id: format!("{}{suffix}", variant.id), words };
     match (tool, variant.needs) {
+        // Direct3D 12 and WebGPU have none, nor has every GPU and version of a driver.
+        (_, Needs::Matrices(_)) if !matrices => Err("it has no cooperative matrices"),
         ("spirv-val", _) => Ok(vec![
             request("", vec![path(&variant.spirv), variant.entry.clone()]),
             request("-checked", vec![path(&variant.spirv_checked), variant.entry.clone()]),
         ]),
         ("dxc", _) => {
-            let hlsl = variant.hlsl.as_ref().ok_or("Direct3D 12 has no cooperative matrices")?;
+            let hlsl = variant.hlsl.as_ref().ok_or("there is no HLSL of them")?;
             let words = |file: &Path| vec![path(file), hlsl.entry.clone(), hlsl.profile.clone()];
             Ok(vec![request("", words(&hlsl.plain)), request("-checked", words(&hlsl.checked))])
         }
-        ("tint", Needs::Matrices(_)) => Err("WebGPU has no cooperative matrices"),
         ("tint", _) => {
             // It has rules for all that it reads; what it writes is not looked at.
             let words = ["--format", "wgsl", "--output-name", nowhere(), "--entry-point", &variant.entry];
@@ -361,7 +369,6 @@ fn requests(tool: &str, variant: &Variant) -> std::result::Result<Vec<Request>, 
             Ok(vec![request("", words)])
         }
         (_, Needs::Matrices(8)) => Err("no GPU of AMD has matrices of 8x8"),
-        ("vega", Needs::Matrices(_)) => Err("these GPUs have no cooperative matrices"),
         _ => Ok(vec![request("", vec![path(&variant.spirv), variant.entry.clone()])]),
     }
 }
@@ -455,13 +462,13 @@ mod tests {
             wgsl: "conv.wgsl".into(),
             ..Variant::default()
         };
-        assert_eq!(requests("spirv-val", &variant).unwrap().len(), 2);
-        let asked = &requests("tint", &variant).unwrap()[0];
+        assert_eq!(requests("spirv-val", true, &variant).unwrap().len(), 2);
+        let asked = &requests("tint", false, &variant).unwrap()[0];
         assert!(asked.words.ends_with(&["main".into(), "conv.wgsl".into()]));
-        assert!(requests("dxc", &variant).is_err(), "there is no HLSL");
+        assert!(requests("dxc", false, &variant).is_err(), "there is no HLSL");
         variant.needs = Needs::Matrices(16);
-        assert!(requests("tint", &variant).is_err() && requests("vega", &variant).is_err());
-        assert_eq!(requests("rdna3", &variant).unwrap().len(), 1);
+        assert!(requests("tint", false, &variant).is_err() && requests("vega", false, &variant).is_err());
+        assert_eq!(requests("rdna3", true, &variant).unwrap().len(), 1);
         variant.entry = "combine".into();
         assert_eq!(kernel(&variant), "conv.f16/combine");
     }
@@ -473,6 +480,7 @@ mod tests {
             columns: &[],
             tool: Tool::Once { program: "tint".into() },
             requests: Vec::new(),
+            matrices: false,
             not_applicable: BTreeMap::new(),
         };
         examination.fill(&[], Path::new("out"));
@@ -499,6 +507,7 @@ mod tests {
             columns: &[("instructions", "dxil instructions")],
             tool: Tool::Once { program: "dxc".into() },
             requests: Vec::new(),
+            matrices: false,
             not_applicable: BTreeMap::new(),
         };
         let mut answers = Answers { version: "DXC".into(), ..Answers::default() };

@@ -14,8 +14,9 @@ use crate::stage::{build, run, say};
 const DXC_PACKAGE: &str = "compushady==0.17.5";
 const DXC_HASH: &str = "5052caf9e955d8e7a48e22f536e82b44b72e83af46e824a9e99157c7809de691";
 
-/// GPUs of AMD that the driver compiles for without one: the last with waves of 64 alone, and one with waves of 32.
-pub const FAMILIES: [(&str, &str); 2] = [("vega", "vega10"), ("rdna3", "navi31")];
+/// GPUs of AMD that the driver compiles for without one, by the names that it has had for them: the last with waves of 64 alone,
+/// and one with waves of 32.
+pub const FAMILIES: [(&str, &[&str]); 2] = [("vega", &["vega10"]), ("rdna3", &["navi31", "gfx1100"])];
 
 /// The program with the tools that are libraries.
 ///
@@ -112,29 +113,41 @@ pub fn tint(path: Option<&Path>) -> Result<Tool> {
     Ok(Tool::Once { program })
 }
 
-/// Mesa's driver for AMD, as if a GPU of `family` were there.
+/// Mesa's driver for AMD, as if a GPU of a family were there, and whether it has cooperative matrices then.
 ///
 /// # Errors
-/// The driver is not there and cannot be installed.
-pub fn radv(driver: &Path, manifest: Option<&Path>, family: &str) -> Result<Tool> {
+/// The driver is not there and cannot be installed, or knows none of the names of the family.
+pub fn radv(driver: &Path, manifest: Option<&Path>, families: &[&str]) -> Result<(Tool, bool)> {
     let manifest = match manifest {
         Some(manifest) => manifest.to_owned(),
         None => find_radv()?,
     };
     let manifest = manifest.to_string_lossy();
-    Ok(server(
-        driver,
-        &["pipelines"],
+    for family in families {
         // The names before and after Mesa 25.2, and before and after the loader's 1.3.207.
-        &[
-            ("RADV_FORCE_FAMILY", family),
+        let environment = [
+            ("RADV_FORCE_FAMILY", *family),
             ("AMD_FORCE_FAMILY", family),
             ("VK_ICD_FILENAMES", &manifest),
             ("VK_DRIVER_FILES", &manifest),
             // Its own cache would answer instead of the compiler.
             ("MESA_SHADER_CACHE_DISABLE", "true"),
-        ],
-    ))
+        ];
+        // Nothing is asked: it only says what it is, or dies of a name that it does not know.
+        let mut command = Command::new(driver);
+        command.arg("pipelines").envs(environment).stdin(Stdio::null()).stderr(Stdio::null());
+        let output = command.output().with_context(|| format!("cannot start {}", driver.display()))?;
+        if output.status.success() {
+            let matrices = String::from_utf8_lossy(&output.stdout).contains("with matrices");
+            return Ok((server(driver, &["pipelines"], &environment), matrices));
+        }
+    }
+    bail!(
+        "the driver of {manifest} does not compile for {}; `{} pipelines` with RADV_FORCE_FAMILY and VK_DRIVER_FILES says why, \
+         and --without radv leaves it out",
+        families.join(" or "),
+        driver.display()
+    )
 }
 
 fn find_radv() -> Result<PathBuf> {
