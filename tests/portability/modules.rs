@@ -70,24 +70,29 @@ pub fn specialize(parsed: &Module, entry: &str, constants: &[(&str, f64)]) -> Re
     Ok(Module { module: module.into_owned(), info: info.into_owned() })
 }
 
+/// A module in the languages of the backends that can get it.
+pub struct Written {
+    pub spir_v: Vec<u32>,
+    /// What the entry point is called, and the text.
+    pub hlsl: Option<(String, String)>,
+    pub msl: Option<String>,
+}
+
 /// Translates a specialised module with every writer. `checks` are the bounds and loop checks, which training leaves
 /// out. Writers have been seen to panic, which counts as a fault of the shader here.
-pub fn translate(module: &Module, entry: &str, checks: bool) -> Result<(), String> {
+pub fn translate(module: &Module, entry: &str, checks: bool) -> Result<Written, String> {
+    fn write<T>(name: &str, write: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+        catch_unwind(AssertUnwindSafe(write))
+            .unwrap_or_else(|_| Err("the writer panicked".into()))
+            .map_err(|error| format!("{name}: {error}"))
+    }
     // DX12 has no cooperative matrices, and Metal none of 16 x 16, though naga writes them; no such kernel gets there.
     let side = matrix_side(&module.module);
-    for (name, write, possible) in [
-        ("SPIR-V", spir_v as fn(&Module, &str, bool) -> Result<(), String>, true),
-        ("HLSL", hlsl, side.is_none()),
-        ("MSL", msl, side.is_none_or(|side| side == 8)),
-    ] {
-        if !possible {
-            continue;
-        }
-        catch_unwind(AssertUnwindSafe(|| write(module, entry, checks)))
-            .unwrap_or_else(|_| Err("the writer panicked".into()))
-            .map_err(|error| format!("{name}: {error}"))?;
-    }
-    Ok(())
+    let spir_v = write("SPIR-V", || spir_v(module, entry, checks))?;
+    let hlsl = side.is_none().then(|| write("HLSL", || hlsl(module, entry, checks))).transpose()?;
+    let metal = side.is_none_or(|side| side == 8);
+    let msl = metal.then(|| write("MSL", || msl(module, entry, checks))).transpose()?;
+    Ok(Written { spir_v, hlsl, msl })
 }
 
 fn bindings(module: &Module) -> impl Iterator<Item = naga::ResourceBinding> {
@@ -99,7 +104,7 @@ fn bounds_checks(checks: bool) -> BoundsCheckPolicies {
     BoundsCheckPolicies { index: policy, buffer: policy, image_load: policy, binding_array: policy }
 }
 
-pub fn spir_v(module: &Module, entry: &str, checks: bool) -> Result<(), String> {
+pub fn spir_v(module: &Module, entry: &str, checks: bool) -> Result<Vec<u32>, String> {
     let options = spv::Options {
         // Vulkan 1.1, the first with subgroups.
         lang_version: (1, 3),
@@ -134,7 +139,7 @@ pub fn spir_v(module: &Module, entry: &str, checks: bool) -> Result<(), String> 
     let granted = SPIRV_CAPABILITIES.map(|capability| capability as u32);
     match declared_capabilities(&words).into_iter().find(|capability| !granted.contains(capability)) {
         Some(capability) => Err(format!("capability {capability}, which the device was not asked for")),
-        None => Ok(()),
+        None => Ok(words),
     }
 }
 
@@ -165,12 +170,12 @@ pub fn matrix_side(module: &naga::Module) -> Option<u32> {
 }
 
 /// Whether a module has 16-bit floats.
-fn half_floats(module: &Module) -> bool {
+pub fn half_floats(module: &Module) -> bool {
     let scalar = |inner: &naga::TypeInner| inner.scalar();
     module.module.types.iter().any(|(_, item)| scalar(&item.inner) == Some(naga::Scalar::F16))
 }
 
-fn hlsl(module: &Module, entry: &str, checks: bool) -> Result<(), String> {
+fn hlsl(module: &Module, entry: &str, checks: bool) -> Result<(String, String), String> {
     let options = hlsl::Options {
         // The first with 16-bit floats; the least that any adapter with DX12 and this backend has of the others is 6.0.
         shader_model: if half_floats(module) { hlsl::ShaderModel::V6_2 } else { hlsl::ShaderModel::V6_0 },
@@ -196,10 +201,11 @@ fn hlsl(module: &Module, entry: &str, checks: bool) -> Result<(), String> {
     let reflection = hlsl::Writer::new(&mut text, &options, &pipeline)
         .write(&module.module, &module.info, None)
         .map_err(|error| error.to_string())?;
-    entry_point_written(reflection.entry_point_names.into_iter().map(|name| name.map_err(|e| e.to_string())))
+    let names = reflection.entry_point_names.into_iter().map(|name| name.map_err(|e| e.to_string()));
+    Ok((entry_point_written(names)?, text))
 }
 
-fn msl(module: &Module, entry: &str, checks: bool) -> Result<(), String> {
+fn msl(module: &Module, entry: &str, checks: bool) -> Result<String, String> {
     let slot = |binding: u32| u8::try_from(binding).expect("a kernel has few bindings");
     let resources = msl::EntryPointResources {
         resources: bindings(module)
@@ -229,12 +235,15 @@ fn msl(module: &Module, entry: &str, checks: bool) -> Result<(), String> {
         entry_point: Some((ShaderStage::Compute, entry.into())),
         ..msl::PipelineOptions::default()
     };
-    let (_, translation) = msl::write_string(&module.module, &module.info, &options, &pipeline)
+    let (text, translation) = msl::write_string(&module.module, &module.info, &options, &pipeline)
         .map_err(|error| error.to_string())?;
-    entry_point_written(translation.entry_point_names.into_iter().map(|name| name.map_err(|e| e.to_string())))
+    entry_point_written(
+        translation.entry_point_names.into_iter().map(|name| name.map_err(|e| e.to_string())),
+    )?;
+    Ok(text)
 }
 
 /// Writers report an entry point that they had to leave out beside the text.
-fn entry_point_written(mut names: impl Iterator<Item = Result<String, String>>) -> Result<(), String> {
-    names.next().ok_or("the entry point was not written")?.map(|_| ())
+fn entry_point_written(mut names: impl Iterator<Item = Result<String, String>>) -> Result<String, String> {
+    names.next().ok_or("the entry point was not written")?
 }

@@ -9,12 +9,11 @@ mod side;
 mod table;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::Value;
 
-use crate::stage::{cargo, say};
+use crate::stage::{build, say};
 use items::{Item, Sizes, items};
 use side::Side;
 use table::Results;
@@ -130,7 +129,7 @@ pub fn bench(root: &Path, arguments: &[String]) -> std::result::Result<Result<()
 }
 
 fn measure(root: &Path, options: &Options) -> Result<()> {
-    let program = build(root, &["--bench", "work"])?;
+    let program = build(root, &["--release", "--bench", "work"])?;
     let mut command = options.command(&program);
     command.arg("--serve");
     let ours = Side::start("epl", command)?;
@@ -175,21 +174,6 @@ fn measure(root: &Path, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Builds a program in release mode and returns where it is.
-fn build(folder: &Path, arguments: &[&str]) -> Result<PathBuf> {
-    let mut command = cargo(folder);
-    command.args(["build", "--release", "--message-format=json-render-diagnostics"]).args(arguments);
-    say(format_args!("building in {}", folder.display()));
-    let output = command.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
-    if !output.status.success() {
-        bail!("cargo ended with {}", output.status);
-    }
-    let text = String::from_utf8_lossy(&output.stdout);
-    let messages = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let programs = messages.filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?)));
-    programs.reduce(|_, last| last).context("cargo made no program")
-}
-
 fn default_peers(mixed: bool, cuda: bool) -> Vec<String> {
     let names: &[&str] = match (mixed, cuda) {
         (true, _) => &["pytorch-autocast"],
@@ -214,7 +198,8 @@ fn has_cuda(options: &Options) -> bool {
 fn start_peer(root: &Path, peer: &str, cpu: bool, options: &Options) -> Result<Side> {
     let folder = root.join("benches").join("peers");
     if peer == "burn" {
-        let program = build(&folder.join("burn"), &["--locked"]).context("it cannot be built")?;
+        let program =
+            build(&folder.join("burn"), &["--release", "--locked"]).context("it cannot be built")?;
         let mut command = options.command(&program);
         if cpu {
             // It looks for a GPU otherwise.

@@ -4,6 +4,7 @@ mod adapter;
 mod bench;
 mod browser;
 mod demo;
+mod gate;
 mod install;
 mod os_release;
 mod python;
@@ -31,6 +32,8 @@ Commands:
                   table of ratios (cargo xtask bench --help)
   soak [ARGS...]  trains for an hour, disturbed by kills, lost GPUs and full disks, and compares the bits
                   (cargo xtask soak --help)
+  gate [ARGS...]  hands every shader to the compilers of all backends and compares the sizes of what they
+                  make with those in the repository (cargo xtask gate --help)
   setup           only makes sure that the Rust components, a GPU adapter, a browser for the tests of
                   reports and a Python for those of exported models are there; on Debian and Ubuntu it
                   installs Mesa's software Vulkan driver, Chromium (or Google Chrome) and python3-venv
@@ -46,39 +49,32 @@ fn main() -> ExitCode {
         Some((command, rest)) => (command.as_str(), rest),
         None => return wrong_usage("no command given"),
     };
-    if !["demo", "bench", "soak"].contains(&command) && !rest.is_empty() {
+    if !["demo", "bench", "gate", "soak"].contains(&command) && !rest.is_empty() {
         return wrong_usage(&format!("`{command}` takes no arguments, found `{}`", rest.join(" ")));
     }
     let root = workspace_root();
     let outcome = match command {
-        "test" => test(&root),
-        "demo" => demo::demo(&root, rest),
-        "bench" => match bench::bench(&root, rest) {
-            Ok(outcome) => outcome,
-            Err(wrong) => {
-                eprintln!("xtask: {wrong}\n\n{}", bench::HELP);
-                return ExitCode::from(2);
-            }
-        },
-        "soak" => match soak::soak(&root, rest) {
-            Ok(outcome) => outcome,
-            Err(wrong) => {
-                eprintln!("xtask: {wrong}\n\n{}", soak::HELP);
-                return ExitCode::from(2);
-            }
-        },
-        "setup" => set_up(&mut Stages::default()),
+        "test" => Ok(test(&root)),
+        "demo" => Ok(demo::demo(&root, rest)),
+        "bench" => bench::bench(&root, rest).map_err(|wrong| (wrong, bench::HELP)),
+        "gate" => gate::gate(&root, rest).map_err(|wrong| (wrong, gate::HELP)),
+        "soak" => soak::soak(&root, rest).map_err(|wrong| (wrong, soak::HELP)),
+        "setup" => Ok(set_up(&mut Stages::default())),
         "help" | "--help" | "-h" => {
             print!("{HELP}");
-            Ok(())
+            Ok(Ok(()))
         }
         unknown => return wrong_usage(&format!("there is no command `{unknown}`")),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
             eprintln!("\nxtask: {error:#}");
             ExitCode::FAILURE
+        }
+        Err((wrong, help)) => {
+            eprintln!("xtask: {wrong}\n\n{help}");
+            ExitCode::from(2)
         }
     }
 }

@@ -2,11 +2,12 @@
 
 use std::fmt::{Display, Write as _};
 use std::io::Write as _;
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
 
 /// The stages run so far, for the summary at the end.
 #[derive(Default)]
@@ -80,6 +81,24 @@ pub fn run(command: &mut Command) -> Result<()> {
         bail!("`{line}` ended with {status}");
     }
     Ok(())
+}
+
+/// Builds the package in a folder and returns where the program is that was made last.
+///
+/// # Errors
+/// It could not be built, or there is no program in it.
+pub fn build(folder: &Path, arguments: &[&str]) -> Result<PathBuf> {
+    let mut command = cargo(folder);
+    command.args(["build", "--message-format=json-render-diagnostics"]).args(arguments);
+    say(format_args!("building in {}", folder.display()));
+    let output = command.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("cargo ended with {}", output.status);
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let messages = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let programs = messages.filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?)));
+    programs.reduce(|_, last| last).context("cargo made no program")
 }
 
 /// Writes a line to standard output. Unlike `println!` it survives a reader that has gone away.
