@@ -26,6 +26,7 @@ and compares the sizes of what they make with those in tests/gate/sizes.tsv.
 
   spirv-val  SPIRV-Tools' validator, on what naga writes for Vulkan; built with the gate from a crate
   dxc        Microsoft's compiler, on what naga writes for Direct3D 12; downloaded from PyPI with pip
+  metal      Apple's compiler, on what naga writes for Metal; part of Xcode, so on macOS only
   tint       Chrome's WGSL compiler, on the text of the shaders; found on the path
   radv       Mesa's compiler for AMD GPUs, on the SPIR-V: registers and spills, without a GPU; Linux only,
              and on Debian and Ubuntu installed where it is missing
@@ -44,7 +45,7 @@ Examples:
   cargo xtask gate --without tint,radv --only conv2d
 ";
 
-const TOOLS: [&str; 4] = ["spirv-val", "dxc", "tint", "radv"];
+const TOOLS: [&str; 5] = ["spirv-val", "dxc", "metal", "tint", "radv"];
 
 /// How much of a message is shown, and how many messages of a tool.
 const MESSAGE: usize = 600;
@@ -98,10 +99,11 @@ impl Options {
 }
 
 /// Modules that are wrong: a tool that takes its own is broken, or is not asked as it should be.
-const WRONG: [(&str, &[u8]); 3] = [
+const WRONG: [(&str, &[u8]); 4] = [
     // Not a word of the memory model that every module has.
     ("wrong.spv", &[3, 2, 0x23, 7, 0, 3, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]),
     ("wrong.hlsl", b"[numthreads(1, 1, 1)] void main() { absent(); }"),
+    ("wrong.metal", b"kernel void main_() { absent(); }"),
     (
         "wrong.wgsl",
         b"@compute @workgroup_size(64) fn main(@builtin(local_invocation_index) i: u32) {
@@ -139,7 +141,8 @@ fn pass(root: &Path, options: &Options) -> Result<()> {
     let mut stages = Stages::default();
     let mut examinations = Vec::new();
     stages.run("Tools", || {
-        let needs_driver = TOOLS.iter().any(|tool| *tool != "tint" && options.wants(tool));
+        let of_driver = |tool: &&str| !["metal", "tint"].contains(tool) && options.wants(tool);
+        let needs_driver = TOOLS.iter().any(of_driver);
         let driver = if needs_driver { tools::driver(root)? } else { PathBuf::new() };
         examinations = examinations_of(options, &driver, &folder)?;
         Ok(())
@@ -209,6 +212,13 @@ fn examinations_of(options: &Options, driver: &Path, folder: &Path) -> Result<Ve
         let tool = tools::dxc(driver, options.dxc.as_deref(), &folder.join("dxc"))?;
         add("dxc", &[("instructions", "dxil instructions")], (tool, false));
     }
+    if options.wants("metal") {
+        if cfg!(target_os = "macos") {
+            add("metal", &[], (tools::metal()?, true));
+        } else {
+            say("metal is left out: Apple's compiler runs on macOS alone");
+        }
+    }
     if options.wants("tint") {
         add("tint", &[], (tools::tint(options.tint.as_deref())?, false));
     }
@@ -258,11 +268,12 @@ impl Examination {
                 entry: "main".into(),
                 profile: "cs_6_0".into(),
             }),
+            msl: Some(wrong("wrong.metal")),
             wgsl: wrong("wrong.wgsl"),
             ..Variant::default()
         };
         // A driver's compiler takes what is valid, and does what it likes with the rest.
-        if ["spirv-val", "dxc", "tint"].contains(&self.name) {
+        if ["spirv-val", "dxc", "metal", "tint"].contains(&self.name) {
             self.requests.extend(requests(self.name, self.matrices, &wrong).unwrap_or_default());
         }
         for variant in variants {
@@ -360,6 +371,14 @@ fn requests(
             let hlsl = variant.hlsl.as_ref().ok_or("there is no HLSL of them")?;
             let words = |file: &Path| vec![path(file), hlsl.entry.clone(), hlsl.profile.clone()];
             Ok(vec![request("", words(&hlsl.plain)), request("-checked", words(&hlsl.checked))])
+        }
+        ("metal", _) => {
+            let msl = variant.msl.as_ref().ok_or("Metal has no matrices of 16x16")?;
+            // The language that naga is told to write: `METAL_LANGUAGE` in tests/portability/modules.rs.
+            let words = ["-sdk", "macosx", "metal", "-std=macos-metal2.3", "-c", "-o", nowhere()];
+            let mut words = words.map(String::from).to_vec();
+            words.push(path(msl));
+            Ok(vec![request("", words)])
         }
         ("tint", _) => {
             // It has rules for all that it reads; what it writes is not looked at.
@@ -466,6 +485,10 @@ mod tests {
         let asked = &requests("tint", false, &variant).unwrap()[0];
         assert!(asked.words.ends_with(&["main".into(), "conv.wgsl".into()]));
         assert!(requests("dxc", false, &variant).is_err(), "there is no HLSL");
+        assert!(requests("metal", true, &variant).is_err(), "there is no MSL");
+        variant.msl = Some("conv.metal".into());
+        let asked = &requests("metal", true, &variant).unwrap()[0];
+        assert!(asked.words.starts_with(&["-sdk".into()]) && asked.words.ends_with(&["conv.metal".into()]));
         variant.needs = Needs::Matrices(16);
         assert!(requests("tint", false, &variant).is_err() && requests("vega", false, &variant).is_err());
         assert_eq!(requests("rdna3", true, &variant).unwrap().len(), 1);

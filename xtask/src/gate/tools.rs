@@ -100,6 +100,25 @@ fn python() -> Result<&'static str> {
     )
 }
 
+/// Apple's compiler of Metal.
+///
+/// # Errors
+/// Xcode is not there, or has not got it.
+pub fn metal() -> Result<Tool> {
+    let found = Command::new("xcrun")
+        .args(["-sdk", "macosx", "--find", "metal"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status();
+    if !found.is_ok_and(|status| status.success()) {
+        bail!(
+            "there is no `xcrun metal`: install Xcode (from version 26 on also `xcodebuild -downloadComponent MetalToolchain`), \
+             or leave it out with --without metal"
+        );
+    }
+    Ok(Tool::Once { program: "xcrun".into() })
+}
+
 /// Tint: the program at `path`, or the one that is found like any other.
 ///
 /// # Errors
