@@ -4,16 +4,21 @@
 //! A request names the work and its sizes; `samples` and `seconds` say how often, and how long at least, it is measured. Every
 //! sample is a number of executions that takes at least so long, after those that warm up and one that tells how many; what
 //! takes more than five seconds is measured twice. The clock starts and stops with an idle device. `{"kind": "hello"}` is answered with who this is.
+//!
+//! Kernels are chosen by measuring where `epl train` would, on GPUs, and beforehand, as the peers tune in the runs that warm up:
+//! `--tune on` and `--tune off` override that, and `--kernel-cache FOLDER` is where what was found is kept.
 
 use std::io::{BufRead, Write};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use epl::config::Config;
+use epl::config::{Autotune, Config};
 use epl::data::Batch;
 use epl::head::{HeadForm, HeadInputs, HeadPass, HeadSettings, head_loss};
 use epl::model::Model;
 use epl::nn::input::packed_bytes;
+use epl::train::kernels::{choose_for, measures};
 use epl::train::plan::resolve_form;
 use epl::train::step::{ScaleState, StepInputs, record_step};
 use epl::train::trainer::{spec_of, step_options};
@@ -26,8 +31,9 @@ use epl_runtime::ops::conv2d_grad_input::Conv2dGradInput;
 use epl_runtime::ops::conv2d_grad_weight::Conv2dGradWeight;
 use epl_runtime::ops::matmul::{MatMul, matmul};
 use epl_runtime::ops::sgd::{Sgd, sgd};
+use epl_runtime::tune::TuneOptions;
 use epl_runtime::{
-    DType, Device, DeviceOptions, Graph, Session, SessionOptions, Store, TensorDesc, TensorId,
+    DType, Device, DeviceOptions, Graph, PlanOptions, Session, SessionOptions, Store, TensorDesc, TensorId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -109,6 +115,8 @@ enum Answer {
         driver: String,
         /// Whether the device is a CPU.
         cpu: bool,
+        /// How kernels are chosen.
+        kernels: &'static str,
     },
     Measured {
         /// Of one execution, for every sample.
@@ -129,11 +137,8 @@ fn main() {
         println!("`cargo xtask bench` measures epl and its peers; this is its part of that");
         return;
     }
-    let device = match Device::open(&DeviceOptions {
-        select: std::env::var("EPL_DEVICE").ok(),
-        ..DeviceOptions::default()
-    }) {
-        Ok(device) => device,
+    let bench = match Bench::open() {
+        Ok(bench) => bench,
         Err(error) => {
             answer(&Answer::Failed { error: error.to_string() });
             return;
@@ -143,10 +148,50 @@ fn main() {
         let Ok(line) = line else { return };
         let asked = serde_json::from_str::<Request>(&line).map_err(Into::into);
         answer(
-            &asked.and_then(|request| serve(&device, &request)).unwrap_or_else(
+            &asked.and_then(|request| serve(&bench, &request)).unwrap_or_else(
                 |error: Box<dyn std::error::Error>| Answer::Failed { error: error.to_string() },
             ),
         );
+    }
+}
+
+/// What all work is done with.
+struct Bench {
+    device: Arc<Device>,
+    /// Whether kernels are chosen by measuring.
+    tunes: bool,
+}
+
+impl Bench {
+    /// How long the kernels of an item may be measured: the peers take what time they want, and what is not finished in a
+    /// start of `epl train` is so in a later one.
+    const TIME: Duration = Duration::from_secs(600);
+
+    fn open() -> Outcome<Self> {
+        let value = |name: &str| std::env::args().skip_while(|argument| argument != name).nth(1);
+        let device = Device::open(&DeviceOptions {
+            select: std::env::var("EPL_DEVICE").ok(),
+            cache: value("--kernel-cache").map(PathBuf::from),
+            ..DeviceOptions::default()
+        })?;
+        let autotune = match value("--tune").as_deref() {
+            None | Some("auto") => Autotune::Auto,
+            Some("on") => Autotune::On,
+            Some("off") => Autotune::Off,
+            Some(other) => return Err(format!("--tune {other}; expected auto, on or off").into()),
+        };
+        Ok(Self { tunes: measures(autotune, &device), device })
+    }
+
+    /// A session of `graph` with the kernels that are chosen for it.
+    fn session(&self, graph: &Graph, store: &Store) -> Outcome<Session> {
+        let mut plan = PlanOptions::default();
+        if self.tunes {
+            let options = TuneOptions { time: Self::TIME, ..TuneOptions::default() };
+            let choices = choose_for(&self.device, &[graph], &options, &mut |line| eprintln!("{line}"))?;
+            plan.choices = Arc::new(choices);
+        }
+        Ok(Session::new(graph, store, SessionOptions { plan, ..SessionOptions::default() })?)
     }
 }
 
@@ -157,7 +202,7 @@ fn answer(answer: &Answer) {
     let _ = writeln!(out, "{text}").and_then(|()| out.flush());
 }
 
-fn serve(device: &Arc<Device>, request: &Request) -> Outcome<Answer> {
+fn serve(bench: &Bench, request: &Request) -> Outcome<Answer> {
     let element = match request.precision.as_deref() {
         None | Some("f32") => DType::F32,
         Some("mixed") => DType::F16,
@@ -165,18 +210,19 @@ fn serve(device: &Arc<Device>, request: &Request) -> Outcome<Answer> {
     };
     let mut ready = match &request.work {
         Work::Hello => {
-            let description = device.description();
+            let description = bench.device.description();
             return Ok(Answer::Hello {
                 peer: "epl",
                 version: env!("CARGO_PKG_VERSION"),
                 device: description.name.clone(),
                 driver: description.driver.clone(),
                 cpu: description.caps.cpu,
+                kernels: if bench.tunes { "kernels measured" } else { "kernels by rule" },
             });
         }
         Work::Matmul { .. } if element == DType::F16 => return Err("matrix products are in f32".into()),
         &Work::Matmul { m, n, k } => {
-            op(device, &[(vec![m, k], DType::F32), (vec![k, n], DType::F32)], |graph, x| {
+            op(bench, &[(vec![m, k], DType::F32), (vec![k, n], DType::F32)], |graph, x| {
                 Ok(matmul(graph, x[0], x[1], None, MatMul::default())?)
             })?
         }
@@ -187,17 +233,17 @@ fn serve(device: &Arc<Device>, request: &Request) -> Outcome<Answer> {
             let w = (vec![window, window, cin, cout], element);
             let dy = (vec![batch, out, out, cout], element);
             match pass {
-                Pass::Forward => op(device, &[x, w], |graph, x| Ok(conv2d(graph, x[0], x[1], conv)?))?,
-                Pass::Dgrad => op(device, &[w, dy], |graph, x| {
+                Pass::Forward => op(bench, &[x, w], |graph, x| Ok(conv2d(graph, x[0], x[1], conv)?))?,
+                Pass::Dgrad => op(bench, &[w, dy], |graph, x| {
                     Ok(push_one(graph, Conv2dGradInput { conv, input: [size; 2] }, x)?)
                 })?,
-                Pass::Wgrad => op(device, &[x, dy], |graph, x| {
+                Pass::Wgrad => op(bench, &[x, dy], |graph, x| {
                     Ok(push_one(graph, Conv2dGradWeight { conv, kernel: [window; 2] }, x)?)
                 })?,
             }
         }
-        Work::Step { arch, batch, classes } => step(device, arch, *batch, *classes, element)?,
-        &Work::Head { batch, classes, dim } => head(device, batch, classes, dim)?,
+        Work::Step { arch, batch, classes } => step(bench, arch, *batch, *classes, element)?,
+        &Work::Head { batch, classes, dim } => head(bench, batch, classes, dim)?,
     };
     ready.measure(request.samples, request.seconds)
 }
@@ -247,7 +293,7 @@ impl Ready {
 
 /// A graph of one op on random tensors.
 fn op(
-    device: &Arc<Device>,
+    bench: &Bench,
     inputs: &[(Vec<usize>, DType)],
     record: impl Fn(&mut Graph, &[TensorId]) -> Outcome<TensorId>,
 ) -> Outcome<Ready> {
@@ -259,17 +305,17 @@ fn op(
     }
     let output = record(&mut graph, &ids)?;
     graph.keep(output);
-    let store = Store::new(device);
-    let session = Session::new(&graph, &store, SessionOptions::default())?;
+    let store = Store::new(&bench.device);
+    let session = bench.session(&graph, &store)?;
     for (index, (shape, dtype)) in inputs.iter().enumerate() {
         let values = normal(shape.clone(), 1.0, index as u64 + 1).tensor();
         let values = if *dtype == DType::F16 { values.to_half() } else { values };
         store.write(&format!("input {index}"), &values)?;
     }
-    Ok(Ready { device: device.clone(), session, step: None })
+    Ok(Ready { device: bench.device.clone(), session, step: None })
 }
 
-fn step(device: &Arc<Device>, arch: &str, batch: usize, classes: usize, element: DType) -> Outcome<Ready> {
+fn step(bench: &Bench, arch: &str, batch: usize, classes: usize, element: DType) -> Outcome<Ready> {
     let precision = if element == DType::F16 { "mixed" } else { "f32" };
     let overrides = [
         format!("model.arch={arch}"),
@@ -277,10 +323,10 @@ fn step(device: &Arc<Device>, arch: &str, batch: usize, classes: usize, element:
         format!("train.precision={precision}"),
     ];
     let config = Config::from_toml("data.train = \"-\"\ntrain.out = \"-\"", &overrides)?;
-    let config = resolve_form(&config, classes, device.caps())?;
-    let model = Model::new(spec_of(&config, classes)?, device, 1)?;
+    let config = resolve_form(&config, classes, bench.device.caps())?;
+    let model = Model::new(spec_of(&config, classes)?, &bench.device, 1)?;
     let recorded = record_step(&model.spec, &step_options(&config, false))?;
-    let session = Session::new(&recorded.graph, &model.store, SessionOptions::default())?;
+    let session = bench.session(&recorded.graph, &model.store)?;
     if element == DType::F16 {
         ScaleState::INITIAL.write(&model.store)?;
     }
@@ -293,10 +339,10 @@ fn step(device: &Arc<Device>, arch: &str, batch: usize, classes: usize, element:
         epoch: 1,
         number: 0,
     };
-    Ok(Ready { device: device.clone(), session, step: Some((model, recorded.inputs, batch)) })
+    Ok(Ready { device: bench.device.clone(), session, step: Some((model, recorded.inputs, batch)) })
 }
 
-fn head(device: &Arc<Device>, batch: usize, classes: usize, dim: usize) -> Outcome<Ready> {
+fn head(bench: &Bench, batch: usize, classes: usize, dim: usize) -> Outcome<Ready> {
     let mut config = Config::from_toml(
         "data.train = \"-\"\ntrain.out = \"-\"",
         // The form is chosen for a whole step; a network that fits any adapter stands for the rest of it.
@@ -308,7 +354,7 @@ fn head(device: &Arc<Device>, batch: usize, classes: usize, dim: usize) -> Outco
             "model.width=8".into(),
         ],
     )?;
-    config = resolve_form(&config, classes, device.caps())?;
+    config = resolve_form(&config, classes, bench.device.caps())?;
     let settings = HeadSettings { form: config.head.form, ..HeadSettings::default() };
     let mut graph = Graph::new();
     let table = TensorDesc::f32([classes, dim]);
@@ -337,12 +383,12 @@ fn head(device: &Arc<Device>, batch: usize, classes: usize, dim: usize) -> Outco
     of_embedding.into_iter().for_each(|tensor| graph.keep(tensor));
     graph.keep(outputs.loss);
     debug_assert_ne!(settings.form, HeadForm::Auto);
-    let store = Store::new(device);
-    let session = Session::new(&graph, &store, SessionOptions::default())?;
+    let store = Store::new(&bench.device);
+    let session = bench.session(&graph, &store)?;
     let of_samples: Vec<u32> = (0..batch).map(|i| (i * 7919 % classes) as u32).collect();
     store.write("embedding", &normal([batch, dim], 1.0, 1).tensor())?;
     store.write_range("labels", 0, bytemuck::cast_slice(&of_samples))?;
     store.write_range("lr", 0, bytemuck::bytes_of(&1e-4f32))?;
     store.write("weight", &normal([classes, dim], 0.01, 2).tensor())?;
-    Ok(Ready { device: device.clone(), session, step: None })
+    Ok(Ready { device: bench.device.clone(), session, step: None })
 }

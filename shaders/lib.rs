@@ -159,6 +159,7 @@ shaders! {
     "prelu_grad_vec4",
     "prelu_vec4",
     "roof_fma",
+    "roof_matrix",
     "roof_triad",
     "scale",
     "scale_by",

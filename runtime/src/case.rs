@@ -7,6 +7,13 @@ use crate::host::HostTensor;
 use crate::op::Op;
 use crate::{DType, Shape, TensorDesc};
 
+/// The largest activations of IR-50 at a batch of 32, 98 MiB in 32 bits: more than the caches of most GPUs hold of one operand,
+/// and of any beside the result, and less than the least that an adapter lets one bind.
+pub const LARGE_IMAGES: &[usize] = &[32, 112, 112, 64];
+
+/// Elements of a vector that are as many bytes.
+pub const LARGE_VECTOR: usize = 24 << 20;
+
 /// How far a kernel's result may be from the f64 reference: for each element,
 /// `|got - want| <= relative * max(|want|, rms(want)) + rounding * |want| + absolute`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -127,6 +134,8 @@ pub struct Case {
     pub gradient_tolerance: f64,
     /// Whether the case is meant for measuring speed: realistic sizes, left out of the tests.
     pub perf: bool,
+    /// Whether its sizes are for GPUs alone.
+    pub large: bool,
 }
 
 impl Case {
@@ -146,11 +155,16 @@ impl Case {
             epsilon: 1e-4,
             gradient_tolerance: 1e-5,
             perf: false,
+            large: false,
         }
     }
 
-    /// Whether an adapter can run the case: whether it has 16-bit floats where the case stores any.
+    /// Whether a case is for an adapter: whether that has 16-bit floats where the case stores any, and is no CPU where the case
+    /// is large.
     pub fn runs_on(&self, caps: &Caps) -> bool {
+        if self.large && caps.cpu {
+            return false;
+        }
         let inputs: Vec<TensorDesc> = self.inputs.iter().map(|input| input.desc.clone()).collect();
         let outputs = self.op.infer(&inputs).unwrap_or_default();
         caps.f16 || inputs.iter().chain(&outputs).all(|desc| desc.dtype != DType::F16)
@@ -202,6 +216,13 @@ impl Case {
     pub fn perf(mut self) -> Self {
         self.perf = true;
         self
+    }
+
+    /// Marks the case as one for measuring the speed of GPUs only: of sizes that none of their caches holds, so that bandwidth
+    /// is that of memory, and on which a CPU would work for long.
+    pub fn perf_large(mut self) -> Self {
+        self.large = true;
+        self.perf()
     }
 }
 

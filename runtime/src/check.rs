@@ -289,6 +289,8 @@ pub struct Speed {
     pub cost: Cost,
     /// Whether the GPU's own clock was used.
     pub gpu_clock: bool,
+    /// What it multiplies in the adapter's matrix unit, if anything.
+    pub matrices: Option<DType>,
 }
 
 /// Measures a case: a few executions to warm up, then the median of `repeats`.
@@ -310,7 +312,8 @@ pub fn run_speed(device: &Arc<Device>, case: &Case, repeats: usize) -> Result<Sp
     let inputs: Vec<_> = case.inputs.iter().map(|input| input.desc().clone()).collect();
     let outputs = recorded.graph.descs(&recorded.outputs);
     let seconds = samples.get(samples.len() / 2).copied().unwrap_or(f64::NAN);
-    Ok(Speed { seconds, cost: case.op.cost(&inputs, &outputs), gpu_clock })
+    let matrices = session.plan().steps.iter().find_map(crate::plan::Step::matrices);
+    Ok(Speed { seconds, cost: case.op.cost(&inputs, &outputs), gpu_clock, matrices })
 }
 
 /// Differences between a kernel's Rust declaration and its WGSL; empty where they agree.

@@ -10,7 +10,7 @@ use crate::graph::Storage;
 use crate::host::Array;
 use crate::op::{Cost, TensorId};
 use crate::session::{Piece, Session};
-use crate::{Error, Result};
+use crate::{DType, Error, Result};
 
 /// Seconds of each step of a plan.
 #[derive(Clone, Debug)]
@@ -32,6 +32,8 @@ pub struct NodeTiming {
     pub seconds: f64,
     /// The least work that it is.
     pub cost: Cost,
+    /// What it multiplies in the adapter's matrix unit, if anything.
+    pub matrices: Option<DType>,
 }
 
 /// Times every node of the session's plan with the inputs last uploaded, over `repeats` runs. Running it repeats
@@ -44,13 +46,7 @@ pub fn node_seconds(session: &Session, repeats: usize) -> Result<NodeSeconds> {
     // A query set holds 4096 timestamps (WebGPU).
     let mut gpu_clock = session.device().has_timestamps() && nodes * 2 <= 4096;
     for _ in 0..repeats {
-        let mut once =
-            if gpu_clock { by_timestamps(session, &pieces)? } else { by_wall_clock(session, &pieces)? };
-        if gpu_clock && once.iter().all(|&s| s == 0.0) {
-            // A clock that stands still (seen on macOS 26) is no clock.
-            gpu_clock = false;
-            once = by_wall_clock(session, &pieces)?;
-        }
+        let once = by_either(session, &pieces, &mut gpu_clock)?;
         for (sum, s) in seconds.iter_mut().zip(once) {
             *sum += s / repeats as f64;
         }
@@ -69,6 +65,7 @@ pub fn profile(session: &Session, repeats: usize) -> Result<Vec<NodeTiming>> {
             scope: node.scope.clone(),
             seconds,
             cost: node.op.cost(&graph.descs(&node.inputs), &graph.descs(&node.outputs)),
+            matrices: step.matrices(),
         })
     };
     Ok(session.plan().steps.iter().zip(times.seconds).filter_map(timing).collect())
@@ -99,12 +96,11 @@ pub fn kernel_seconds(session: &Session, repeats: usize) -> Result<Vec<KernelTim
         .unzip();
     let repeats = repeats.max(1);
     let mut kernels: BTreeMap<&'static str, (usize, f64)> = BTreeMap::new();
+    let mut gpu_clock = session.device().has_timestamps();
     for _ in 0..repeats {
         // A query set holds 4096 timestamps (WebGPU).
         for (names, pieces) in names.chunks(2048).zip(pieces.chunks(2048)) {
-            let timed = session.device().has_timestamps();
-            let seconds =
-                if timed { by_timestamps(session, pieces)? } else { by_wall_clock(session, pieces)? };
+            let seconds = by_either(session, pieces, &mut gpu_clock)?;
             for (&kernel, seconds) in names.iter().zip(seconds) {
                 let entry = kernels.entry(kernel).or_default();
                 *entry = (entry.0 + 1, entry.1 + seconds / repeats as f64);
@@ -116,6 +112,19 @@ pub fn kernel_seconds(session: &Session, repeats: usize) -> Result<Vec<KernelTim
     let mut timings: Vec<KernelTiming> = kernels.into_iter().map(timing).collect();
     timings.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
     Ok(timings)
+}
+
+/// By the GPU's clock as long as it is there and runs, else from outside.
+fn by_either(session: &Session, pieces: &[Piece], gpu_clock: &mut bool) -> Result<Vec<f64>> {
+    if *gpu_clock {
+        let seconds = by_timestamps(session, pieces)?;
+        // A clock that stands still (seen on macOS 26) is no clock.
+        if seconds.iter().any(|&s| s != 0.0) {
+            return Ok(seconds);
+        }
+        *gpu_clock = false;
+    }
+    by_wall_clock(session, pieces)
 }
 
 fn by_timestamps(session: &Session, pieces: &[Piece]) -> Result<Vec<f64>> {

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use crate::caps::Caps;
 use crate::choice::Choices;
 use crate::graph::{Graph, Node, Storage, VIEW_ALIGNMENT};
-use crate::kernel::Access;
+use crate::kernel::{Access, Needs};
 use crate::memory::{IN_FLIGHT, Memory, parameter_layout};
 use crate::op::{Cost, Dispatch, Lowered, Lowering, Operand, TensorId};
 use crate::slots;
-use crate::{Error, Result};
+use crate::{DType, Error, Result};
 
 /// A place in GPU memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +47,15 @@ pub struct Step {
     pub dispatches: Vec<Dispatch>,
     /// Where its workspaces live, and their bytes.
     pub workspaces: Vec<(Place, u64)>,
+}
+
+impl Step {
+    /// What it multiplies in the adapter's matrix unit, if anything.
+    pub fn matrices(&self) -> Option<DType> {
+        let unit = |launch: &&Dispatch| matches!(launch.kernel.needs, Needs::Matrices(_));
+        let launch = self.dispatches.iter().find(unit)?;
+        Some(if launch.half { DType::F16 } else { DType::F32 })
+    }
 }
 
 /// How to plan.

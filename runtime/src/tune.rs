@@ -27,9 +27,11 @@ use crate::{DType, Error, Result, TensorDesc};
 /// How much tuning may take.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TuneOptions {
-    /// Time for all ops together. Ops that it does not suffice for keep their rules.
+    /// Time for all ops together. Ops that it does not suffice for keep their rules; one that it suffices for in part is gone on
+    /// with at the next call. Exceeded by what is being measured when it ends.
     pub time: Duration,
-    /// Bytes of device memory for one op. One that takes more is timed on less of the same kind, where it can be.
+    /// Bytes of device memory for one op: its operands, and what the rules' kernel and a variant take beside each other. An op
+    /// that takes more is timed on less of the same kind, where it can be.
     pub bytes: u64,
     /// The share by which a variant must be faster than the rules' kernel: more than the noise, so that choices are stable.
     pub gain: f64,
@@ -54,6 +56,8 @@ pub struct TunedOp {
     pub seconds: BTreeMap<String, f64>,
     /// Variants that were faster but wrong, and how; and those that the driver refused.
     pub rejected: BTreeMap<String, String>,
+    /// Variants of which nothing is known yet: time did not suffice for them, or the device had no memory for them just then.
+    pub open: Vec<String>,
 }
 
 /// The outcome of tuning.
@@ -83,7 +87,11 @@ const HOPELESS: f64 = 1.5;
 const RUNS: std::ops::RangeInclusive<usize> = 3..=9;
 const ROUND: Duration = Duration::from_millis(300);
 
-/// Measures the variants of every op of `graphs` that has any and is not in `known`, those that matter most first.
+/// Measures the variants of every op of `graphs` that has any and is not in `known`, those that matter most first. Of an op in
+/// `begun`, what an earlier call found of it, it tries the variants that are open.
+///
+/// However short the time is, if there is any, a call settles at least one variant, so that calls with what the earlier ones
+/// found come to an end.
 ///
 /// # Errors
 /// What goes wrong with the device. An op that cannot be run alone is left out.
@@ -91,14 +99,17 @@ pub fn tune(
     device: &Arc<Device>,
     graphs: &[&Graph],
     known: &Choices,
+    begun: &[TunedOp],
     options: &TuneOptions,
     progress: &mut dyn FnMut(&TunedOp),
 ) -> Result<Tuned> {
     let deadline = Instant::now() + options.time;
     let mut tuned = Tuned::default();
     for candidate in candidates(device.caps(), graphs, known) {
-        let found = match Instant::now() < deadline {
-            true => tune_op(device, &candidate, options, deadline),
+        let before = begun.iter().find(|op| op.key == candidate.key);
+        let first = tuned.ops.is_empty() && !options.time.is_zero();
+        let found = match first || Instant::now() < deadline {
+            true => tune_op(device, &candidate, before, options, deadline),
             false => Ok(None),
         };
         match found {
@@ -190,9 +201,11 @@ impl Alone {
         PlanOptions { choices, ..PlanOptions::default() }
     }
 
-    fn bytes(&self, variant: &str) -> Result<u64> {
+    /// What `variant` takes.
+    fn bytes(&self, variant: &str) -> Result<Bytes> {
         let plan = Plan::new(&self.graph, self.store.device().caps(), self.options(variant))?;
-        Ok(plan.memory.total())
+        let operands = plan.memory.persistent.values().sum();
+        Ok(Bytes { operands, own: plan.memory.total() - operands })
     }
 
     fn session(&self, variant: &str) -> Result<Session> {
@@ -220,6 +233,22 @@ impl Alone {
             self.store.write(&format!("input {index}"), &value)?;
         }
         Ok(())
+    }
+}
+
+/// Bytes of device memory.
+#[derive(Clone, Copy, Debug)]
+struct Bytes {
+    /// Of the operands, which the sessions of one store share.
+    operands: u64,
+    /// Of results, workspaces and all else that a session has for itself.
+    own: u64,
+}
+
+impl Bytes {
+    /// What both sessions of a store take.
+    fn beside(self, other: Self) -> u64 {
+        self.operands + self.own + other.own
     }
 }
 
@@ -251,28 +280,86 @@ fn least(sorted: &[f64]) -> f64 {
     sorted.first().copied().unwrap_or(f64::INFINITY)
 }
 
-/// Times and checks the variants of an op; `None` where time or memory do not suffice.
+/// What came of timing a variant.
+enum Attempt {
+    /// Median seconds.
+    Timed(f64),
+    /// So slow that it was not timed to the end.
+    Hopeless,
+    /// The driver's words.
+    Refused(String),
+    /// The device had no memory for it, which another time it may have.
+    NoMemory,
+}
+
+fn attempt(alone: &Alone, variant: &str, by_rule: f64) -> Result<Attempt> {
+    let session = match alone.session(variant) {
+        Ok(session) => session,
+        Err(Error::OutOfMemory { .. }) => return Ok(Attempt::NoMemory),
+        // A driver that refuses a kernel has taken it out of the running; a device that is lost refuses nothing.
+        Err(error) => {
+            let device = alone.store.device();
+            device.finish().and_then(|()| device.check())?;
+            return Ok(Attempt::Refused(error.to_string()));
+        }
+    };
+    match round(&session, by_rule) {
+        Ok(Some(seconds)) => Ok(Attempt::Timed(median(&seconds))),
+        Ok(None) => Ok(Attempt::Hopeless),
+        Err(Error::OutOfMemory { .. }) => Ok(Attempt::NoMemory),
+        Err(error) => Err(error),
+    }
+}
+
+/// What is known of an op before its open variants are tried, in seconds as they are beside the rule's kernel now.
+fn begin(candidate: &Candidate, before: Option<&TunedOp>, by_rule: f64) -> TunedOp {
+    let mut tuned = TunedOp {
+        key: candidate.key.clone(),
+        times: candidate.times,
+        choice: RULE.to_owned(),
+        seconds: BTreeMap::new(),
+        rejected: BTreeMap::new(),
+        open: Vec::new(),
+    };
+    if let Some(before) = before
+        && let Some(&then) = before.seconds.get(RULE)
+    {
+        let now = |(name, seconds): (&String, &f64)| (name.clone(), seconds * by_rule / then);
+        tuned.seconds = before.seconds.iter().map(now).collect();
+        tuned.choice.clone_from(&before.choice);
+        tuned.rejected.clone_from(&before.rejected);
+    }
+    tuned.seconds.insert(RULE.to_owned(), by_rule);
+    tuned
+}
+
+/// Times and checks the variants of an op, or those that are open where it was begun; `None` where memory does not suffice.
 fn tune_op(
     device: &Arc<Device>,
     candidate: &Candidate,
+    before: Option<&TunedOp>,
     options: &TuneOptions,
     deadline: Instant,
 ) -> Result<Option<TunedOp>> {
     let Some((op, inputs)) = that_fits(device, candidate, options.bytes)? else { return Ok(None) };
     let alone = Alone::new(device, &op, &inputs)?;
     let rule = alone.session(RULE)?;
+    let of_both = |variant: &str| Ok::<_, Error>(alone.bytes(variant)?.beside(alone.bytes(RULE)?));
     alone.fill(&inputs)?;
     let mut different = vec![lowered(device, op.as_ref(), &inputs, None)?];
     let Some(of_rule) = round(&rule, f64::INFINITY)? else { return Ok(None) };
     // Others are measured by it alone: one that is fast may turn out to be wrong.
     let by_rule = median(&of_rule);
-    let mut seconds = BTreeMap::from([(RULE.to_owned(), by_rule)]);
+    let mut tuned = begin(candidate, before, by_rule);
+    let so_far = match tuned.choice.as_str() {
+        RULE => f64::INFINITY,
+        choice => tuned.seconds.get(choice).copied().unwrap_or(f64::INFINITY),
+    };
     let mut faster: Vec<(f64, String)> = Vec::new();
-    let mut rejected = BTreeMap::new();
-    for variant in op.variants(device.caps(), &inputs) {
-        if Instant::now() >= deadline {
-            return Ok(None);
-        }
+    let mut settled = 0;
+    let open = |name: &String| before.is_none_or(|before| before.open.contains(name));
+    let mut variants = op.variants(device.caps(), &inputs).into_iter().filter(open);
+    for variant in variants.by_ref() {
         // What the rules choose, and what a shape makes of two names, is timed once.
         let launches = match lowered(device, op.as_ref(), &inputs, Some(&variant)) {
             Ok(launches) if different.iter().any(|other| same(other, &launches)) => continue,
@@ -281,59 +368,94 @@ fn tune_op(
             Err(error) => return Err(error),
         };
         different.push(launches);
-        if alone.bytes(&variant)? > options.bytes {
+        if of_both(&variant)? > options.bytes {
             continue;
         }
-        let session = match alone.session(&variant) {
-            Ok(session) => session,
-            // A driver that refuses a kernel has taken it out of the running. One that is lost fails at the next op.
-            Err(error) => {
-                rejected.insert(variant, error.to_string());
+        if settled > 0 && Instant::now() >= deadline {
+            tuned.open.push(variant);
+            break;
+        }
+        match attempt(&alone, &variant, by_rule)? {
+            Attempt::Timed(time) => {
+                tuned.seconds.insert(variant.clone(), time);
+                if time * (1.0 + options.gain) < least(&of_rule) && time < so_far {
+                    faster.push((time, variant));
+                }
+            }
+            Attempt::Hopeless => {}
+            Attempt::Refused(why) => drop(tuned.rejected.insert(variant, why)),
+            Attempt::NoMemory => {
+                tuned.open.push(variant);
                 continue;
             }
-        };
-        let Some(of_variant) = round(&session, by_rule)? else { continue };
-        let time = median(&of_variant);
-        seconds.insert(variant.clone(), time);
-        if time * (1.0 + options.gain) < least(&of_rule) {
-            faster.push((time, variant));
         }
+        settled += 1;
     }
+    tuned.open.extend(variants);
     faster.sort_by(|(a, _), (b, _)| a.total_cmp(b));
-    let mut tuned = TunedOp {
-        key: candidate.key.clone(),
-        times: candidate.times,
-        choice: RULE.to_owned(),
-        seconds,
-        rejected,
-    };
-    for (_, variant) in faster {
-        let session = alone.session(&variant)?;
-        // Once more, one after the other: a machine that was busy for a while makes no winner.
-        let again = (round(&rule, f64::INFINITY)?, round(&session, f64::INFINITY)?);
-        let (Some(of_rule), Some(of_variant)) = again else { continue };
-        if median(&of_variant) * (1.0 + options.gain) >= least(&of_rule) {
-            continue;
+    let mut faster = faster.into_iter().enumerate();
+    for (tried, (_, variant)) in faster.by_ref() {
+        // The fastest is seen through in any case, or many fast ones that are wrong would be timed at every start.
+        if tried > 0 && Instant::now() >= deadline {
+            tuned.open.push(variant);
+            break;
         }
-        // Where less was timed: a workspace of the whole may be over a limit.
-        match Alone::new(device, &candidate.op, &candidate.inputs)?.bytes(&variant) {
-            Ok(_) => {}
-            Err(Error::Limit { .. }) => continue,
+        match confirm(device, candidate, options, (&alone, &op, &inputs), &rule, &variant) {
+            Ok(Verdict::Right) => {
+                tuned.choice = variant;
+                // The others are right or wrong, and slower.
+                return Ok(Some(tuned));
+            }
+            Ok(Verdict::NotFaster) => {}
+            Ok(Verdict::Wrong(fault)) => drop(tuned.rejected.insert(variant, fault)),
+            Err(Error::OutOfMemory { .. }) => tuned.open.push(variant),
             Err(error) => return Err(error),
         }
-        let agrees = agrees_with_rule(&alone, &op, &inputs, &rule, &session)?;
-        match agrees.map_or_else(|| check(device, candidate, &variant), |fault| Ok(Some(fault)))? {
-            None => {
-                tuned.choice = variant;
-                break;
-            }
-            Some(fault) => drop(tuned.rejected.insert(variant, fault)),
-        }
     }
+    tuned.open.extend(faster.map(|(_, (_, variant))| variant));
     Ok(Some(tuned))
 }
 
-/// The op, or one on less of the same kind, that takes at most `bytes`.
+/// What came of looking at a fast variant again.
+enum Verdict {
+    Right,
+    NotFaster,
+    Wrong(String),
+}
+
+/// Whether a variant that was faster is so again, possible at full size, and right.
+fn confirm(
+    device: &Arc<Device>,
+    candidate: &Candidate,
+    options: &TuneOptions,
+    (alone, op, inputs): (&Alone, &Arc<dyn Op>, &[TensorDesc]),
+    rule: &Session,
+    variant: &str,
+) -> Result<Verdict> {
+    let session = alone.session(variant)?;
+    // Once more, one after the other: a machine that was busy for a while makes no winner.
+    let again = (round(rule, f64::INFINITY)?, round(&session, f64::INFINITY)?);
+    let (Some(of_rule), Some(of_variant)) = again else { return Ok(Verdict::NotFaster) };
+    if median(&of_variant) * (1.0 + options.gain) >= least(&of_rule) {
+        return Ok(Verdict::NotFaster);
+    }
+    // Where less was timed: a workspace of the whole may be over a limit.
+    match Alone::new(device, &candidate.op, &candidate.inputs)?.bytes(variant) {
+        Ok(_) => {}
+        Err(Error::Limit { .. }) => return Ok(Verdict::NotFaster),
+        Err(error) => return Err(error),
+    }
+    if let Some(fault) = agrees_with_rule(alone, op, inputs, rule, &session)? {
+        return Ok(Verdict::Wrong(fault));
+    }
+    // Its memory goes to the problem that the reference does.
+    drop(session);
+    let taken = alone.bytes(RULE)?;
+    let room = options.bytes.saturating_sub(taken.operands + taken.own);
+    Ok(check(device, candidate, variant, room)?.map_or(Verdict::Right, Verdict::Wrong))
+}
+
+/// The op, or one on less of the same kind, of which two kernels beside each other take at most `bytes`.
 #[expect(clippy::type_complexity, reason = "an op and its inputs, if any")]
 fn that_fits(
     device: &Arc<Device>,
@@ -343,7 +465,7 @@ fn that_fits(
     let (mut op, mut inputs) = (candidate.op.clone(), candidate.inputs.clone());
     loop {
         match Alone::new(device, &op, &inputs)?.bytes(RULE) {
-            Ok(needed) if needed <= bytes => return Ok(Some((op, inputs))),
+            Ok(needed) if needed.beside(needed) <= bytes => return Ok(Some((op, inputs))),
             Ok(_) | Err(Error::Limit { .. }) => {}
             Err(error) => return Err(error),
         }
@@ -411,8 +533,8 @@ fn first_fault(got: &[f32], want: &[f32], tolerance: Tolerance) -> Option<(usize
 }
 
 /// What differs between a variant's results and the reference, if anything: on less of the op, for which its kernels run with
-/// the same constants.
-fn check(device: &Arc<Device>, candidate: &Candidate, variant: &str) -> Result<Option<String>> {
+/// the same constants, within `room` bytes.
+fn check(device: &Arc<Device>, candidate: &Candidate, variant: &str, room: u64) -> Result<Option<String>> {
     let of = |op: &dyn Op, inputs: &[TensorDesc], variant| lowered(device, op, inputs, variant);
     let (mut op, mut inputs) = (candidate.op.clone(), candidate.inputs.clone());
     // What the rules run at full size, sums of parts and copies, needs no proof of its own.
@@ -421,7 +543,15 @@ fn check(device: &Arc<Device>, candidate: &Candidate, variant: &str) -> Result<O
         kernels(&of(op.as_ref(), &inputs, Some(variant))?).difference(&trusted).cloned().collect();
     let flops =
         |op: &dyn Op, inputs: &[TensorDesc]| -> Result<f64> { Ok(op.cost(inputs, &op.infer(inputs)?).flops) };
-    while flops(op.as_ref(), &inputs)? > REFERENCE_FLOPS {
+    let fits = |op: &Arc<dyn Op>, inputs: &[TensorDesc]| -> Result<bool> {
+        match Alone::new(device, op, inputs)?.bytes(variant) {
+            // Its session fills results with NaN beforehand, from a buffer as large as the largest.
+            Ok(bytes) => Ok(bytes.beside(bytes) <= room),
+            Err(Error::Limit { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    };
+    while flops(op.as_ref(), &inputs)? > REFERENCE_FLOPS || !fits(&op, &inputs)? {
         let Some((less, fewer)) = op.smaller(&inputs) else { break };
         let runs = of(less.as_ref(), &fewer, Some(variant));
         if !runs.is_ok_and(|runs| kernels(&runs).is_superset(&needed)) {
@@ -429,7 +559,7 @@ fn check(device: &Arc<Device>, candidate: &Candidate, variant: &str) -> Result<O
         }
         (op, inputs) = (less, fewer);
     }
-    if flops(op.as_ref(), &inputs)? > MOST_REFERENCE_FLOPS {
+    if flops(op.as_ref(), &inputs)? > MOST_REFERENCE_FLOPS || !fits(&op, &inputs)? {
         return Ok(Some("no problem small enough for the reference runs the same kernels".into()));
     }
     let drawn = inputs.iter().zip(1..).map(|(desc, seed)| match desc.dtype {

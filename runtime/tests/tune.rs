@@ -20,6 +20,9 @@ use epl_runtime::{
     Store, TensorDesc,
 };
 
+/// All of the time that it may take on a busy machine.
+const LONG: TuneOptions = TuneOptions { time: Duration::from_secs(600), bytes: 2 << 30, gain: 0.03 };
+
 fn device(gpu_kernels: bool) -> Arc<Device> {
     Device::open(&DeviceOptions { gpu_kernels, ..DeviceOptions::default() }).unwrap()
 }
@@ -104,7 +107,7 @@ fn what_is_wrong_never_wins_however_fast_it_is() {
     let y = push_one(&mut graph, Double, &[x]).unwrap();
     graph.keep(y);
     let device = device(false);
-    let tuned = tune(&device, &[&graph], &Choices::new(), &TuneOptions::default(), &mut |_| {}).unwrap();
+    let tuned = tune(&device, &[&graph], &Choices::new(), &[], &LONG, &mut |_| {}).unwrap();
     let [op] = tuned.ops.as_slice() else { panic!("{tuned:?}") };
     assert_eq!(op.choice, "right", "{op:?}");
     assert_eq!(op.key, key(&Double, &[TensorDesc::f32([1 << 19])]));
@@ -121,8 +124,7 @@ fn what_is_wrong_never_wins_however_fast_it_is() {
         Plan::new(&graph, device.caps(), options).unwrap().dispatches()
     };
     assert_eq!((launches(&Choices::new()), launches(&choices)), (40, 4));
-    let again =
-        tune(&device, &[&graph], &choices, &TuneOptions::default(), &mut |_| panic!("known")).unwrap();
+    let again = tune(&device, &[&graph], &choices, &[], &LONG, &mut |_| panic!("known")).unwrap();
     assert!(again.ops.is_empty() && again.left_out.is_empty(), "{again:?}");
     choices.set(op.key.as_str(), RULE);
     assert_eq!(launches(&choices), 40);
@@ -135,11 +137,8 @@ fn without_time_or_memory_the_rules_stay() {
     let c = matmul(&mut graph, a, a, None, MatMul::default()).unwrap();
     graph.keep(c);
     let device = device(false);
-    for options in [
-        TuneOptions { time: Duration::ZERO, ..TuneOptions::default() },
-        TuneOptions { bytes: 1000, ..TuneOptions::default() },
-    ] {
-        let tuned = tune(&device, &[&graph], &Choices::new(), &options, &mut |_| {}).unwrap();
+    for options in [TuneOptions { time: Duration::ZERO, ..LONG }, TuneOptions { bytes: 1000, ..LONG }] {
+        let tuned = tune(&device, &[&graph], &Choices::new(), &[], &options, &mut |_| {}).unwrap();
         assert!(tuned.ops.is_empty(), "{tuned:?}");
         assert_eq!(tuned.left_out.len(), 1, "{tuned:?}");
     }
@@ -151,10 +150,113 @@ fn an_op_over_the_memory_is_timed_on_less() {
     let x = graph.input("x", TensorDesc::f32([1 << 20])).unwrap();
     let y = push_one(&mut graph, Double, &[x]).unwrap();
     graph.keep(y);
-    let options = TuneOptions { bytes: 5 << 20, ..TuneOptions::default() };
-    let tuned = tune(&device(false), &[&graph], &Choices::new(), &options, &mut |_| {}).unwrap();
+    let options = TuneOptions { bytes: 5 << 20, ..LONG };
+    let tuned = tune(&device(false), &[&graph], &Choices::new(), &[], &options, &mut |_| {}).unwrap();
     assert_eq!(tuned.ops[0].key, key(&Double, &[TensorDesc::f32([1 << 20])]));
     assert_eq!(tuned.ops[0].choice, "right");
+}
+
+#[test]
+fn an_instant_at_a_time_all_is_measured_in_the_end() {
+    let mut graph = Graph::new();
+    let x = graph.input("x", TensorDesc::f32([1 << 19])).unwrap();
+    let y = push_one(&mut graph, Double, &[x]).unwrap();
+    graph.keep(y);
+    let device = device(false);
+    let options = TuneOptions { time: Duration::from_nanos(1), ..LONG };
+    let mut begun = Vec::new();
+    // Of four variants each call settles one.
+    for left in [3, 2, 1, 0] {
+        let tuned = tune(&device, &[&graph], &Choices::new(), &begun, &options, &mut |_| {}).unwrap();
+        assert_eq!((tuned.ops.len(), tuned.ops[0].open.len()), (1, left), "{tuned:?}");
+        begun = tuned.ops;
+    }
+    let [op] = begun.as_slice() else { panic!("{begun:?}") };
+    assert_eq!((op.choice.as_str(), op.rejected.len()), ("right", 3), "{op:?}");
+    assert!(op.seconds["right"] < op.seconds[RULE], "{op:?}");
+}
+
+/// As [`Double`], with a variant that is right and takes much memory.
+#[derive(Debug)]
+struct Roomy;
+
+impl Op for Roomy {
+    fn name(&self) -> &'static str {
+        "roomy"
+    }
+
+    fn infer(&self, inputs: &[TensorDesc]) -> Result<Vec<TensorDesc>> {
+        Ok(inputs.to_vec())
+    }
+
+    fn lower(&self, lowering: &mut Lowering<'_>) -> Result<()> {
+        let len = lowering.input(0)?.shape.elements();
+        let params = ScaleParams { len: lowering.size(len)?, factor: 2.0 };
+        let grid = lowering.fold(len.div_ceil(64))?;
+        let (times, between) = match lowering.choice() {
+            None => (12, None),
+            Some("roomy") => (1, Some(lowering.workspace(48 << 20))),
+            Some(_) => (2, None),
+        };
+        for _ in 0..times {
+            let outputs = between.into_iter().chain([Operand::Output(0)]);
+            for output in outputs {
+                let operands = [Operand::Input(0), output].map(Bound::from);
+                lowering.dispatch_ranges(&SCALE, &[], &params, &operands, grid)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn variants(&self, _caps: &Caps, _inputs: &[TensorDesc]) -> Vec<String> {
+        ["roomy", "right"].map(str::to_owned).to_vec()
+    }
+
+    fn smaller(&self, inputs: &[TensorDesc]) -> Option<(Arc<dyn Op>, Vec<TensorDesc>)> {
+        let elements = inputs.first()?.shape.elements();
+        (elements > 64).then(|| (Arc::new(Self) as Arc<dyn Op>, vec![TensorDesc::f32([elements / 2])]))
+    }
+
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        Double.reference(inputs)
+    }
+
+    fn cost(&self, inputs: &[TensorDesc], outputs: &[TensorDesc]) -> Cost {
+        Double.cost(inputs, outputs)
+    }
+}
+
+#[test]
+fn two_kernels_beside_each_other_stay_within_the_memory() {
+    let mut graph = Graph::new();
+    // 8 MiB, and as much for the result of each kernel.
+    let x = graph.input("x", TensorDesc::f32([2 << 20])).unwrap();
+    let y = push_one(&mut graph, Roomy, &[x]).unwrap();
+    graph.keep(y);
+    let bytes = 20 << 20;
+    // Beside them what is read back is staged.
+    let limited = |bytes: u64| {
+        let max_memory_bytes = Some(bytes + (8 << 20));
+        Device::open(&DeviceOptions { max_memory_bytes, ..DeviceOptions::default() }).unwrap()
+    };
+    let options = TuneOptions { bytes, ..LONG };
+    let tuned = tune(&limited(bytes), &[&graph], &Choices::new(), &[], &options, &mut |_| {}).unwrap();
+    let [op] = tuned.ops.as_slice() else { panic!("{tuned:?}") };
+    // The other one takes more than the cap: it is not tried at all.
+    assert_eq!((op.choice.as_str(), op.seconds.len(), op.open.len()), ("right", 2, 0), "{op:?}");
+
+    // A device that has less than the cap: that is no fault of the kernel's, and may be otherwise another time.
+    let mut begun = Vec::new();
+    for _ in 0..2 {
+        let device = limited(32 << 20);
+        let tuned = tune(&device, &[&graph], &Choices::new(), &begun, &LONG, &mut |_| {}).unwrap();
+        begun = tuned.ops;
+        let [op] = begun.as_slice() else { panic!("{:?}", tuned.left_out) };
+        assert_eq!((op.choice.as_str(), op.open.as_slice()), ("right", &["roomy".to_owned()][..]), "{op:?}");
+        assert!(op.rejected.is_empty(), "{op:?}");
+    }
+    let tuned = tune(&device(false), &[&graph], &Choices::new(), &begun, &LONG, &mut |_| {}).unwrap();
+    assert!(tuned.ops[0].open.is_empty() && tuned.ops[0].seconds.contains_key("roomy"), "{tuned:?}");
 }
 
 /// Ops as a training step has them, small: an aligned convolution, one with three channels and one of stride 2, and a product.
@@ -223,7 +325,7 @@ fn tuned_kernels_train_to_the_same_up_to_rounding_and_the_plan_knows_them() {
         let y = conv2d(&mut graph, x, weight, conv).unwrap();
         let dw = push_one(&mut graph, Conv2dGradWeight { conv, kernel: [3, 3] }, &[x, y]).unwrap();
         [y, dw].into_iter().for_each(|id| graph.fetch(id));
-        let tuned = tune(&device, &[&graph], &Choices::new(), &TuneOptions::default(), &mut |_| {}).unwrap();
+        let tuned = tune(&device, &[&graph], &Choices::new(), &[], &LONG, &mut |_| {}).unwrap();
         assert_eq!(tuned.ops.len(), 2, "{tuned:?}");
         assert!(tuned.ops.iter().all(|op| op.rejected.is_empty()), "{tuned:?}");
         let run = |choices: Choices| {

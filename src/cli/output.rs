@@ -144,21 +144,34 @@ pub struct MeasuredRoof {
     gflops: f64,
     /// 1e9 bytes a second, read and written.
     gbytes_per_s: f64,
+    /// 1e9 additions and multiplications a second of the matrix unit, of 16-bit numbers, where kernels use it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    matrix_f16_gflops: Option<f64>,
+    /// The same of 32-bit numbers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    matrix_f32_gflops: Option<f64>,
 }
 
 impl From<Roof> for MeasuredRoof {
     fn from(roof: Roof) -> Self {
-        Self { gflops: roof.flops / 1e9, gbytes_per_s: roof.bytes / 1e9 }
+        let giga = |flops: f64| flops / 1e9;
+        Self {
+            gflops: roof.flops / 1e9,
+            gbytes_per_s: roof.bytes / 1e9,
+            matrix_f16_gflops: roof.matrices.f16.map(giga),
+            matrix_f32_gflops: roof.matrices.f32.map(giga),
+        }
     }
 }
 
 impl Display for MeasuredRoof {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { gflops, gbytes_per_s } = self;
-        write!(
-            f,
-            "{gflops:.0} GFLOP/s in f32, {gbytes_per_s:.1} GB/s; a matrix unit, or a cache that holds all operands, goes beyond it"
-        )
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { gflops, gbytes_per_s, .. } = self;
+        write!(f, "{gflops:.0} GFLOP/s in f32, {gbytes_per_s:.1} GB/s")?;
+        for (element, unit) in [("f16", self.matrix_f16_gflops), ("f32", self.matrix_f32_gflops)] {
+            unit.map_or(Ok(()), |unit| write!(f, ", {unit:.0} GFLOP/s in matrices of {element}"))?;
+        }
+        write!(f, "; a cache that holds all operands goes beyond it")
     }
 }
 

@@ -47,11 +47,42 @@ struct Measurement {
     /// Variants that were faster but wrong, and how; and those that the driver refused.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     rejected: BTreeMap<String, String>,
+    /// Variants that the next start tries.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    open: Vec<String>,
+}
+
+impl Measurement {
+    fn of(op: &TunedOp) -> Self {
+        Self {
+            choice: op.choice.clone(),
+            milliseconds: op.seconds.iter().map(|(name, seconds)| (name.clone(), seconds * 1e3)).collect(),
+            rejected: op.rejected.clone(),
+            open: op.open.clone(),
+        }
+    }
+
+    /// What was found about the op `key`; how often it is in a graph is not kept.
+    fn tuned(&self, key: &str) -> TunedOp {
+        TunedOp {
+            key: key.to_owned(),
+            times: 0,
+            choice: self.choice.clone(),
+            seconds: self.milliseconds.iter().map(|(name, ms)| (name.clone(), ms / 1e3)).collect(),
+            rejected: self.rejected.clone(),
+            open: self.open.clone(),
+        }
+    }
 }
 
 /// Whether a run of `config` on `device` measures kernels.
 pub fn is_on(config: &Config, device: &Device) -> bool {
-    match config.train.autotune {
+    measures(config.train.autotune, device)
+}
+
+/// Whether kernels are measured on `device` where `autotune` is said.
+pub fn measures(autotune: Autotune, device: &Device) -> bool {
+    match autotune {
         Autotune::On => true,
         Autotune::Off => false,
         // The rules for CPU adapters were made by measuring; and what is not kept would be measured at every start.
@@ -90,9 +121,7 @@ fn keep(device: &Device, ops: &[TunedOp]) -> Result<()> {
     all.driver = device.description().driver.clone();
     all.fingerprint = device.fingerprint().to_owned();
     for op in ops {
-        let milliseconds = op.seconds.iter().map(|(name, seconds)| (name.clone(), seconds * 1e3)).collect();
-        let (choice, rejected) = (op.choice.clone(), op.rejected.clone());
-        all.ops.insert(op.key.clone(), Measurement { choice, milliseconds, rejected });
+        all.ops.insert(op.key.clone(), Measurement::of(op));
     }
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
@@ -144,13 +173,29 @@ pub fn choose(
         return Ok(Choices::new());
     }
     let graphs = graphs(config, spec, device.caps())?;
-    let graphs: Vec<&Graph> = graphs.iter().collect();
+    choose_for(device, &graphs.iter().collect::<Vec<_>>(), options, say)
+}
+
+/// [`choose`] for any graphs on `device`.
+///
+/// # Errors
+/// A device that is lost.
+pub fn choose_for(
+    device: &Arc<Device>,
+    graphs: &[&Graph],
+    options: &TuneOptions,
+    say: &mut dyn FnMut(&str),
+) -> Result<Choices> {
     let (known, warning) = read(device);
     if let Some(warning) = warning {
         say(&format!("warning: {warning}; kernels are measured anew"));
     }
-    let mut choices: Choices = known.ops.iter().map(|(key, op)| (key.as_str(), op.choice.as_str())).collect();
-    let tuned = tune(device, &graphs, &choices, options, &mut |_| {})?;
+    let (done, begun): (Vec<_>, Vec<_>) = known.ops.iter().partition(|(_, op)| op.open.is_empty());
+    let pairs = |of: &[(&String, &Measurement)]| -> Choices {
+        of.iter().map(|(key, op)| (key.as_str(), op.choice.as_str())).collect()
+    };
+    let begun_ops: Vec<TunedOp> = begun.iter().map(|(key, op)| op.tuned(key)).collect();
+    let tuned = tune(device, graphs, &pairs(&done), &begun_ops, options, &mut |_| {})?;
     if !tuned.ops.is_empty() || !tuned.left_out.is_empty() {
         say(&summary(&tuned.ops, tuned.left_out.len()));
     }
@@ -159,10 +204,11 @@ pub fn choose(
     {
         say(&format!("warning: {error}; kernels are measured again at the next start"));
     }
-    for op in tuned.ops {
-        choices.set(op.key, op.choice);
-    }
-    Ok(of_graphs(&choices, device.caps(), &graphs))
+    let mut choices = pairs(&done);
+    // An op that was not gone on with keeps what was found before.
+    let found = begun_ops.into_iter().chain(tuned.ops);
+    found.for_each(|op| choices.set(op.key, op.choice));
+    Ok(of_graphs(&choices, device.caps(), graphs))
 }
 
 /// The choices that are known for a run of `config`, without measuring any.
@@ -205,8 +251,12 @@ fn summary(ops: &[TunedOp], left_out: usize) -> String {
             "; {wrong} kernels were refused by the driver or gave wrong results, and were passed over"
         );
     }
+    let open = ops.iter().filter(|op| !op.open.is_empty()).count();
+    if open > 0 {
+        text += &format!("; {open} ops have kernels that the next start measures");
+    }
     if left_out > 0 {
-        text += &format!("; {left_out} ops keep their rules for lack of time or memory");
+        text += &format!("; {left_out} ops keep their kernels for lack of time or memory");
     }
     text
 }

@@ -110,7 +110,7 @@ pub struct StepProfile {
     pub seconds: StepSeconds,
     /// Every op in a pass of its own, the slowest first.
     pub ops: Vec<OpTime>,
-    /// What the adapter's arithmetic and memory give at most.
+    /// What the adapter's arithmetic, memory and matrix unit give at most.
     pub roof: Roof,
     /// Floating-point operations of a step.
     pub flops: f64,
@@ -168,7 +168,7 @@ pub fn profile_step(
         sum.seconds += timing.seconds;
         sum.flops += timing.cost.flops;
         sum.bytes += timing.cost.bytes;
-        sum.floor += roof.floor(timing.cost.flops, timing.cost.bytes);
+        sum.floor += roof.of_unit(timing.matrices).floor(timing.cost.flops, timing.cost.bytes);
     }
     let of = |(name, sum): (&str, Summed)| {
         let rate = |amount: f64| amount / sum.seconds.max(1e-12) / 1e9;

@@ -336,6 +336,7 @@ fn largest(fits: impl Fn(usize) -> bool) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Model;
     use crate::head::{EplSettings, HeadSettings};
 
     /// A GPU with 2 GiB a binding and a buffer.
@@ -365,6 +366,26 @@ mod tests {
             let matrices = (large - small) / matrix;
             // What is above 3 is that 10,572 classes do not fill the largest tile, and parameter blocks of launches.
             assert!((3.0..3.02).contains(&matrices), "{matrices}");
+        }
+    }
+
+    #[test]
+    fn an_image_of_ir50_takes_no_more_memory_than_is_promised() {
+        let caps = Caps { f16: true, ..GPU };
+        for (precision, batch, most) in [
+            (Precision::F32, 32, 45e6),
+            (Precision::F32, 128, 45e6),
+            (Precision::Mixed, 32, 23e6),
+            (Precision::Mixed, 128, 23e6),
+        ] {
+            let mut config = config(batch);
+            config.model = Model { arch: "ir50".into(), ..Model::default() };
+            config.train.precision = precision;
+            assert_eq!(config.model.input, [112, 112]);
+            let planned = plan(&config, 10_572, &caps, None).unwrap();
+            // Of all activations and workspaces, the head's among them, and in mixed the 16-bit copy of the weights.
+            let bytes = planned.bytes["activations"] as f64 / batch as f64;
+            assert!(bytes <= most, "{precision:?}, batch {batch}: {bytes} bytes an image");
         }
     }
 

@@ -26,10 +26,12 @@ Measures epl and, where they are installed, its peers on the same work, and prin
 Options:
   --only KINDS       of matmul, conv, step, head, with commas between [default: all]
   --peers PEERS      of burn, pytorch, pytorch-autocast, pytorch-compile, with commas between, or none
-                     [default: burn and pytorch; on CUDA all]
+                     [default: burn and pytorch, on CUDA pytorch-compile too; in mixed pytorch-autocast]
   --precision P      f32 or mixed [default: f32]; in mixed, epl meets pytorch-autocast
   --batch N          images of a convolution and of a step [default: 128; on a CPU adapter 4]
   --rounds N         times that every side is asked for an item [default: 3]
+  --shapes SHAPES    of convolutions: main, one of each kind in IR-50, or all that it has [default: main]
+  --tune WHEN        choose epl's kernels by measuring: auto (on GPUs, as epl train does), on or off [default: auto]
   --quick            the smaller half of the items, one round
   --python PATH      the Python that has torch [default: EPL_BENCH_PYTHON, or python3]
   --runner COMMAND   put in front of epl and burn, to give both the same device or driver: `taskset -c 0`,
@@ -52,12 +54,15 @@ struct Options {
     batch: Option<usize>,
     rounds: Option<usize>,
     quick: bool,
+    all_shapes: bool,
+    tune: Option<String>,
     python: Option<String>,
     runner: Option<String>,
     json: Option<PathBuf>,
 }
 
 const KINDS: [&str; 4] = ["matmul", "conv", "step", "head"];
+const TUNE: [&str; 3] = ["auto", "on", "off"];
 const PEERS: [&str; 4] = ["burn", "pytorch", "pytorch-autocast", "pytorch-compile"];
 
 impl Options {
@@ -94,6 +99,17 @@ impl Options {
                 }
                 "--batch" => options.batch = Some(number(value()?)?),
                 "--rounds" => options.rounds = Some(number(value()?)?),
+                "--shapes" => {
+                    options.all_shapes = match value()?.as_str() {
+                        "main" => false,
+                        "all" => true,
+                        other => return Err(format!("shapes `{other}`; expected main or all")),
+                    }
+                }
+                "--tune" => match value()? {
+                    when if TUNE.contains(&when.as_str()) => options.tune = Some(when),
+                    other => return Err(format!("`{other}` is none of {}", TUNE.join(", "))),
+                },
                 "--quick" => options.quick = true,
                 "--python" => options.python = Some(value()?),
                 "--runner" => options.runner = Some(value()?),
@@ -131,7 +147,9 @@ pub fn bench(root: &Path, arguments: &[String]) -> std::result::Result<Result<()
 fn measure(root: &Path, options: &Options) -> Result<()> {
     let program = build(root, &["--release", "--bench", "work"])?;
     let mut command = options.command(&program);
-    command.arg("--serve");
+    command.args(["--serve", "--tune", options.tune.as_deref().unwrap_or("auto"), "--kernel-cache"]);
+    // Not that of the user, in which runs keep what they were started with.
+    command.arg(root.join("target").join("bench-kernels"));
     let ours = Side::start("epl", command)?;
     let (cpu, cuda) = (ours.is_cpu(), has_cuda(options));
     let mut sides = vec![ours];
@@ -146,7 +164,7 @@ fn measure(root: &Path, options: &Options) -> Result<()> {
     for side in &sides {
         say(format_args!("{}", side.description()));
     }
-    let sizes = Sizes { batch: options.batch, cpu, quick: options.quick };
+    let sizes = Sizes { batch: options.batch, cpu, quick: options.quick, all_shapes: options.all_shapes };
     let wanted: Vec<Item> = items(&sizes).into_iter().filter(|item| options.wants(item.kind)).collect();
     if wanted.is_empty() {
         bail!("nothing is left to measure");
@@ -237,6 +255,8 @@ mod tests {
     #[test]
     fn options_are_read() {
         let options = parse("--only conv,step --peers none --precision mixed --batch 16 --quick").unwrap();
+        let tuned = parse("--shapes all --tune off").unwrap();
+        assert!(tuned.all_shapes && tuned.tune.as_deref() == Some("off"));
         assert_eq!((options.only.as_slice(), options.batch), (&["conv".into(), "step".into()][..], Some(16)));
         assert!(options.mixed && options.quick && options.peers == Some(Vec::new()));
         assert!(options.wants("conv") && !options.wants("head"));
@@ -255,6 +275,8 @@ mod tests {
             ("--batch 0", "at least 1"),
             ("--batch", "takes a value"),
             ("--precision f64", "f32 or mixed"),
+            ("--shapes large", "main or all"),
+            ("--tune never", "none of auto"),
             ("--fast", "no option `--fast`"),
         ] {
             let error = parse(text).unwrap_err();

@@ -1,7 +1,7 @@
 """PyTorch's side of `cargo xtask bench`: the same requests and answers as `benches/work.rs` of epl, which explains them.
 
 On CUDA where there is one, else on the CPU. --mode is `eager` (f32, TF32 off, channels last), `autocast` (the same under
-autocast: f16 on CUDA, bf16 on a CPU) or `compile` (f32, or with --autocast mixed, through torch.compile).
+autocast: f16 on CUDA, bf16 on a CPU) or `compile` (`eager` through torch.compile).
 """
 
 import argparse
@@ -71,7 +71,9 @@ class Backbone(nn.Module):
 
 def cosface(embedding, weight, labels):
     cosines = F.normalize(embedding) @ F.normalize(weight).T
-    return F.cross_entropy(64.0 * (cosines - 0.4 * F.one_hot(labels, weight.shape[0])), labels)
+    # In place at the labels alone, as the field's code does: a mask of all classes would be the head's largest tensor.
+    cosines[torch.arange(labels.shape[0], device=DEVICE), labels] -= 0.4
+    return F.cross_entropy(64.0 * cosines, labels)
 
 
 def labels_of(batch, classes):

@@ -14,7 +14,7 @@
 
 use std::sync::Arc;
 
-use crate::case::{Case, Input, OpEntry, constant, matrix, normal, uniform};
+use crate::case::{Case, Input, LARGE_IMAGES, OpEntry, constant, matrix, normal, uniform};
 use crate::host::Array;
 use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Again, Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_many, push_one};
@@ -496,6 +496,9 @@ fn cases() -> Vec<Case> {
         prelu("perf", &[32, 28, 28, 128], 0.1).perf(),
         add("perf", &[32, 28, 28, 128], 0.1).perf(),
         case("perf, wide", &[64, 7, 7, 512], 0.1).perf(),
+        case("perf, large", LARGE_IMAGES, 0.1).perf_large(),
+        prelu("perf, large", LARGE_IMAGES, 0.1).perf_large(),
+        add("perf, large", LARGE_IMAGES, 0.1).perf_large(),
     ]
 }
 

@@ -7,7 +7,7 @@
 //! for the gradients of what follows would take memory for a whole step. It has no gradient itself: that is
 //! `batch_norm`'s.
 
-use crate::case::{Case, OpEntry, normal, uniform};
+use crate::case::{Case, LARGE_IMAGES, OpEntry, normal, uniform};
 use crate::host::Array;
 use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Cost, Lowering, Op, Operand};
@@ -116,6 +116,8 @@ fn cases() -> Vec<Case> {
             case("a tile and four", &[37, 260], then).half(halves),
             case("perf", &[32, 28, 28, 128], then).perf(),
             case("perf", &[32, 28, 28, 128], then).half(halves).perf(),
+            case("perf, large", LARGE_IMAGES, then).perf_large(),
+            case("perf, large", LARGE_IMAGES, then).half(halves).perf_large(),
         ]);
     }
     cases

@@ -3,7 +3,7 @@
 //! `y = (x - mean) / sqrt(var + eps) * weight + bias`, with `x` of shape `[..., C]` and the others `[C]`.
 //! Differentiable with respect to `x` and `bias`; the statistics are constants.
 
-use crate::case::{Case, OpEntry, normal, uniform};
+use crate::case::{Case, LARGE_IMAGES, OpEntry, normal, uniform};
 use crate::host::Array;
 use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_one};
@@ -198,7 +198,7 @@ impl Op for BatchNormEvalGrad {
     }
 }
 
-const SHAPES: [(&str, &[usize]); 7] = [
+const SHAPES: [(&str, &[usize]); 8] = [
     ("one row", &[1, 5]),
     ("images, odd sizes", &[2, 3, 5, 9]),
     ("one channel", &[1031, 1]),
@@ -206,6 +206,7 @@ const SHAPES: [(&str, &[usize]); 7] = [
     ("channels by four", &[2, 5, 3, 8]),
     ("a tile and four", &[37, 260]),
     ("perf", &[32, 28, 28, 128]),
+    ("perf, large", LARGE_IMAGES),
 ];
 
 fn cases() -> Vec<Case> {
@@ -214,6 +215,7 @@ fn cases() -> Vec<Case> {
         match shape.iter().product::<usize>() {
             0..300 => case.differentiate(&[0, 2]),
             300..100_000 => case,
+            _ if shape == LARGE_IMAGES => case.perf_large(),
             _ => case.perf(),
         }
     };
@@ -229,7 +231,11 @@ fn grad_cases() -> Vec<Case> {
             normal(shape.to_vec(), 1.0, 3),
         ];
         let case = Case::new(label, BatchNormEvalGrad { eps: 1e-5 }, inputs);
-        if shape.iter().product::<usize>() < 100_000 { case } else { case.perf() }
+        match shape.iter().product::<usize>() {
+            0..100_000 => case,
+            _ if shape == LARGE_IMAGES => case.perf_large(),
+            _ => case.perf(),
+        }
     };
     SHAPES.into_iter().map(|(label, shape)| case(label, shape)).collect()
 }

@@ -7,7 +7,7 @@
 //!
 //! x, dy and dx are `[..., C]`, all f32 or all f16; the constants f32 `[5, C]`, as `batch_norm` keeps them, and the sums f32 `[C]`.
 
-use crate::case::{Case, Input, OpEntry, matrix, normal, uniform};
+use crate::case::{Case, Input, LARGE_IMAGES, OpEntry, matrix, normal, uniform};
 use crate::host::Array;
 use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Cost, Lowering, Op, Operand};
@@ -251,6 +251,8 @@ fn cases() -> Vec<Case> {
         cases.push(case("four channels, many splits", &[2, 67, 71, 4], 0.5).half(&[0, 2]));
         cases.push(case("perf", PERF, 0.1).perf());
         cases.push(case("perf", PERF, 0.1).half(&[0, 2]).perf());
+        cases.push(case("perf, large", LARGE_IMAGES, 0.1).perf_large());
+        cases.push(case("perf, large", LARGE_IMAGES, 0.1).half(&[0, 2]).perf_large());
     }
     // With a PReLU, which side of 0 a value is on would depend on the rounding.
     let far = Case::new("mean far from zero", BatchNormGradWeight { prelu: false }, operands(&[999, 5], 1e4));
@@ -276,6 +278,8 @@ fn input_cases() -> Vec<Case> {
         }
         cases.push(case("perf", PERF, 0.1).perf());
         cases.push(case("perf", PERF, 0.1).half(&[0, 2]).perf());
+        cases.push(case("perf, large", LARGE_IMAGES, 0.1).perf_large());
+        cases.push(case("perf, large", LARGE_IMAGES, 0.1).half(&[0, 2]).perf_large());
     }
     cases
 }

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use crate::case::{Case, Input, OpEntry, constant, floats, normal};
+use crate::case::{Case, Input, LARGE_VECTOR, OpEntry, constant, floats, normal};
 use crate::host::Array;
 use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Cost, Lowering, Op, Record, TensorId};
@@ -93,5 +93,7 @@ fn cases() -> Vec<Case> {
         case("all", vec![spoilt(1027, 1)]),
         case("several tensors", vec![spoilt(4099, 5), normal([3, 7], 1.0, 1), spoilt(1, 1)]),
         case("perf", vec![constant([4 << 20], 1.0)]).perf(),
+        // Read alone, one vector would fit the largest caches.
+        case("perf, large", vec![constant([LARGE_VECTOR], 1.0), constant([LARGE_VECTOR], 1.0)]).perf_large(),
     ]
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::case::{Case, OpEntry, constant, normal};
+use crate::case::{Case, LARGE_VECTOR, OpEntry, constant, normal};
 use crate::host::Array;
 use crate::kernel::{Kernel, Needs, ParamBlock, write};
 use crate::op::{Bound, Cost, Lowering, Op, Operand, Record, TensorId};
@@ -105,5 +105,7 @@ fn cases() -> Vec<Case> {
         case("odd size", 1027, 0.01),
         case("negative bound", 300, -0.25),
         Case::new("perf", ClampMin { minimum: 0.01 }, vec![constant([4 << 20], 1.0)]).perf(),
+        Case::new("perf, large", ClampMin { minimum: 0.01 }, vec![constant([LARGE_VECTOR], 1.0)])
+            .perf_large(),
     ]
 }

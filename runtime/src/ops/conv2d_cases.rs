@@ -17,6 +17,8 @@ pub(super) struct Setting {
     weight: [usize; 4],
     /// Standard deviations of x, the weight and dy.
     scale: [f32; 3],
+    /// Whether it is for the speed of GPUs alone.
+    large: bool,
 }
 
 impl Setting {
@@ -27,7 +29,7 @@ impl Setting {
         conv: Conv2d,
     ) -> Self {
         let weight = [kernel_height, kernel_width, x[3] / conv.groups, out];
-        Self { what, conv, x, weight, scale: [1.0; 3] }
+        Self { what, conv, x, weight, scale: [1.0; 3], large: false }
     }
 
     fn scaled(self, scale: [f32; 3]) -> Self {
@@ -125,12 +127,14 @@ pub(super) fn cases(make: impl Fn(&Setting) -> Case) -> Vec<Case> {
             [make(&setting), make(&setting).half(&[0, 1])]
         })
     });
-    let perf = perf_settings().into_iter().map(|setting| make(&setting).perf());
+    let speed = |setting: &Setting, case: Case| if setting.large { case.perf_large() } else { case.perf() };
+    let perf = perf_settings().into_iter().map(|setting| speed(&setting, make(&setting)));
     let winograd = perf_settings()
         .into_iter()
         .filter(|setting| setting.suits_winograd())
-        .map(|setting| make(&setting.with(Variant::Winograd)).perf());
-    let halves_perf = perf_settings().into_iter().map(|setting| make(&setting).half(&[0, 1]).perf());
+        .map(|setting| speed(&setting, make(&setting.with(Variant::Winograd))));
+    let halves_perf =
+        perf_settings().into_iter().map(|setting| speed(&setting, make(&setting).half(&[0, 1])));
     every
         .chain(tiles)
         .chain(jobs.flatten())
@@ -223,14 +227,31 @@ fn several_tiles() -> Vec<Setting> {
 
 fn perf_settings() -> Vec<Setting> {
     let stride_two = Conv2d { stride: [2, 2], ..Conv2d::default() };
+    let large = |setting: Setting| Setting { large: true, ..setting };
     vec![
+        // Of the small networks that are trained on a CPU adapter.
         Setting::new("perf 32x32 3->16", [32, 32, 32, 3], [3, 3, 16], same(1)),
         Setting::new("perf 28x28 8->8", [64, 28, 28, 8], [3, 3, 8], same(1)),
         Setting::new("perf 28x28 16->16", [64, 28, 28, 16], [3, 3, 16], same(1)),
         Setting::new("perf 28x28 64->64", [32, 28, 28, 64], [3, 3, 64], same(1)),
         Setting::new("perf 56x56 32->64 2x2 stride 2", [32, 56, 56, 32], [2, 2, 64], stride_two),
         Setting::new("perf 4x4 64->128 fully connected", [64, 4, 4, 64], [4, 4, 128], same(0)),
+        // Of IR-50, where each stage has most of its time.
+        Setting::new("perf 112x112 3->64", [32, 112, 112, 3], [3, 3, 64], same(1)),
+        Setting::new("perf 112x112 64->64 2x2 stride 2", [32, 112, 112, 64], [2, 2, 64], stride_two),
+        Setting::new("perf 56x56 64->64", [32, 56, 56, 64], [3, 3, 64], same(1)),
+        Setting::new("perf 28x28 128->128", [32, 28, 28, 128], [3, 3, 128], same(1)),
         Setting::new("perf 14x14 256->256", [32, 14, 14, 256], [3, 3, 256], same(1)),
+        Setting::new("perf 7x7 512->512", [32, 7, 7, 512], [3, 3, 512], same(1)),
+        // And where a stage begins.
+        large(Setting::new("perf 112x112 64->64", [32, 112, 112, 64], [3, 3, 64], same(1))),
+        large(Setting::new("perf 56x56 64->128", [32, 56, 56, 64], [3, 3, 128], same(1))),
+        large(Setting::new("perf 28x28 128->256", [32, 28, 28, 128], [3, 3, 256], same(1))),
+        large(Setting::new("perf 14x14 256->512", [32, 14, 14, 256], [3, 3, 512], same(1))),
+        large(Setting::new("perf 56x56 128->128 2x2 stride 2", [32, 56, 56, 128], [2, 2, 128], stride_two)),
+        large(Setting::new("perf 28x28 256->256 2x2 stride 2", [32, 28, 28, 256], [2, 2, 256], stride_two)),
+        large(Setting::new("perf 14x14 512->512 2x2 stride 2", [32, 14, 14, 512], [2, 2, 512], stride_two)),
+        // Of mobilefacenet.
         Setting::new(
             "perf 28x28 depthwise 64",
             [32, 28, 28, 64],

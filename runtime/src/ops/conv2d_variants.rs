@@ -107,3 +107,65 @@ pub(super) fn smaller(
     }
     Some((x, TensorDesc { shape: less.out_shape(), dtype }, size))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::caps::{MatrixSides, SubgroupSizes};
+    use crate::op::Op;
+    use crate::ops::REGISTRY;
+
+    const GPU: Caps = Caps {
+        f16: true,
+        subgroups: Some(SubgroupSizes { min: 32, max: 32 }),
+        matrices: MatrixSides { f32: Some(8), f16: Some(16) },
+        max_invocations: 1024,
+        max_workgroup_bytes: 49_152,
+        ..Caps::WEBGPU
+    };
+
+    #[test]
+    fn no_two_variants_of_an_op_have_one_name() {
+        let cpu = Caps { cpu: true, subgroups: Some(SubgroupSizes { min: 8, max: 8 }), ..Caps::WEBGPU };
+        for entry in REGISTRY {
+            for case in (entry.cases)() {
+                let inputs: Vec<TensorDesc> = case.inputs.iter().map(|input| input.desc().clone()).collect();
+                for caps in [&cpu, &Caps::WEBGPU, &GPU] {
+                    let names = case.op.variants(caps, &inputs);
+                    let different: BTreeSet<&String> = names.iter().collect();
+                    assert_eq!(different.len(), names.len(), "{} of {}: {names:?}", case.label, entry.name);
+                }
+            }
+        }
+        let names: BTreeSet<String> = named().map(|(name, _)| name).collect();
+        assert_eq!(names.len(), named().count());
+    }
+
+    #[test]
+    fn every_tile_is_reached_by_its_name_within_the_limits_of_webgpu() {
+        // Channels and pixels enough for a block of each tile.
+        let inputs = [TensorDesc::f32([4, 28, 28, 128]), TensorDesc::f32([3, 3, 128, 128])];
+        let op = Conv2d { padding: [1; 4], ..Conv2d::default() };
+        let names = op.variants(&Caps::WEBGPU, &inputs);
+        let tiles: Vec<&String> = names.iter().filter(|name| name.starts_with("tiled")).collect();
+        assert_eq!(tiles.len(), Tile::ALL.len(), "{names:?}");
+        let outputs = op.infer(&inputs).unwrap();
+        let launched: BTreeSet<String> = tiles
+            .into_iter()
+            .map(|name| {
+                let run = Lowering::run_choice(&op, &Caps::WEBGPU, &inputs, &outputs, Some(name)).unwrap();
+                let [launch] = run.dispatches.as_slice() else { panic!("{name}: {:?}", run.dispatches) };
+                format!("{:?}", launch.constants)
+            })
+            .collect();
+        assert_eq!(launched.len(), Tile::ALL.len(), "{launched:?}");
+    }
+
+    #[test]
+    fn a_tile_counts_the_invocations_that_the_kernel_has() {
+        let invocations: Vec<u32> = Tile::ALL.iter().map(Tile::invocations).collect();
+        assert_eq!(invocations, [256, 128, 256, 64, 128, 128, 64, 32]);
+    }
+}

@@ -51,7 +51,8 @@ pub struct Tile {
 }
 
 impl Tile {
-    /// Every tile, the largest first. An invocation holds 8 rows x 4 or 8 columns, so these are 32 to 256 invocations.
+    /// Every tile, the largest first. An invocation holds 8 rows x 4 or 8 columns, so these are 32 to 256 invocations. Of two
+    /// tiles of one size the rule takes the wide one; the narrow one is among what may be chosen by measuring.
     pub const ALL: [Self; 8] = [
         Self::new(128, 128, true),
         Self::new(128, 64, true),
@@ -79,9 +80,10 @@ impl Tile {
         Self::ALL.iter().find(fits).copied().unwrap_or(Self::new(32, 32, false))
     }
 
-    /// Invocations of a workgroup.
+    /// Invocations of a workgroup, as the kernels count them.
     pub(super) fn invocations(&self) -> u32 {
-        self.rows * self.columns / 32
+        let columns = if self.wide { 8 } else { 4 };
+        self.rows / 8 * (self.columns / columns)
     }
 
     fn row_blocks(&self, rows: usize) -> usize {
@@ -100,7 +102,9 @@ impl Tile {
 
 impl std::fmt::Display for Tile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}x{}", self.rows, self.columns)
+        write!(f, "{}x{}", self.rows, self.columns)?;
+        // Tiles of 32 columns have the narrow form alone. A choice is kept by this name, so each tile needs its own.
+        if !self.wide && self.columns > 32 { f.write_str(" narrow") } else { Ok(()) }
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::case::{Case, OpEntry, constant, normal};
+use crate::case::{Case, LARGE_VECTOR, OpEntry, constant, normal};
 use crate::host::Array;
 use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Bound, Cost, Lowering, Op, Operand, Record, TensorId};
@@ -180,6 +180,8 @@ fn cases() -> Vec<Case> {
         case("huge beside small", vec![normal([1027], 1.0, 1), normal([1], 1e25, 2)]),
         case("on both sides of the bound", vec![normal([4099], 4e9, 1)]),
         case("perf", vec![constant([4 << 20], 1.0)]).perf(),
+        // Read alone, one vector would fit the largest caches.
+        case("perf, large", vec![constant([LARGE_VECTOR], 1.0), constant([LARGE_VECTOR], 1.0)]).perf_large(),
     ]
 }
 

@@ -195,6 +195,7 @@ fn cases() -> Vec<Case> {
         half,
         Case::new("channels unlike, blue first", unlike, inputs()),
         case("perf", [64, 112, 112], false).perf(),
+        case("perf, large", [768, 112, 112], false).perf_large(),
     ]
 }
 

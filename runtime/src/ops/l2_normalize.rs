@@ -4,7 +4,7 @@
 //! `dx = (dy - y (y . dy)) / |x|` where `|x| > eps`, else `dy / eps`. The norm is formed without squaring anything
 //! large or small, so that rows of any magnitude keep their direction.
 
-use crate::case::{Case, OpEntry, constant, normal};
+use crate::case::{Case, LARGE_VECTOR, OpEntry, constant, normal};
 use crate::host::Array;
 use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_one};
@@ -196,6 +196,8 @@ fn cases() -> Vec<Case> {
         .collect();
     cases.push(Case::new("zero", L2Normalize { eps: 1e-12 }, vec![constant([3, 5], 0.0)]));
     cases.push(Case::new("perf", L2Normalize { eps: 1e-12 }, vec![normal([10_572, 512], 1.0, 1)]).perf());
+    let large = vec![normal([LARGE_VECTOR / 512, 512], 1.0, 1)];
+    cases.push(Case::new("perf, large", L2Normalize { eps: 1e-12 }, large).perf_large());
     cases
 }
 

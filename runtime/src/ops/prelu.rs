@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::case::{Case, OpEntry, normal, uniform};
+use crate::case::{Case, LARGE_IMAGES, OpEntry, normal, uniform};
 use crate::host::Array;
 use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Again, Cost, Gradient, Lowering, Op, Operand, Record, TensorId, push_many, push_one};
@@ -188,6 +188,8 @@ fn cases() -> Vec<Case> {
         Case::new("a tile and four", Prelu, vec![normal([37, 260], 10.0, 9), uniform([260], 0.01, 0.9, 10)])
             .half(&[0]),
         Case::new("perf", Prelu, vec![normal([32, 56, 56, 64], 1.0, 1), uniform([64], 0.01, 0.9, 2)]).perf(),
+        Case::new("perf, large", Prelu, vec![normal(LARGE_IMAGES, 1.0, 1), uniform([64], 0.01, 0.9, 2)])
+            .perf_large(),
     ]
 }
 
@@ -215,5 +217,6 @@ fn grad_cases() -> Vec<Case> {
         case("odd sizes", &[3, 5, 7, 13], 1.0).half(&[0, 2]),
         case("four channels, many rows", &[9101, 4], 1.0).half(&[0, 2]),
         case("perf", &[32, 56, 56, 64], 1.0).perf(),
+        case("perf, large", LARGE_IMAGES, 1.0).perf_large(),
     ]
 }

@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use crate::case::{Case, OpEntry, constant, floats, normal};
+use crate::case::{Case, LARGE_VECTOR, OpEntry, constant, floats, normal};
 use crate::host::Array;
 use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::op::{Bound, Cost, Lowering, Op, Operand, Record, TensorId};
@@ -211,7 +211,7 @@ fn cases() -> Vec<Case> {
     };
     let usual = Sgd { momentum: 0.9, weight_decay: 5e-4, floor: None };
     let floored = |elements: usize| Sgd { floor: Some(Floor { elements, least: 0.01 }), ..usual };
-    let flat = constant([4 << 20], 0.1);
+    let (flat, large) = (constant([4 << 20], 0.1), constant([LARGE_VECTOR], 0.1));
     vec![
         case("one element", 1, None, usual),
         case("tail alone", 63, Some(0.25), usual),
@@ -235,6 +235,8 @@ fn cases() -> Vec<Case> {
         case("a floor for all but the last", 1027, Some(0.5), floored(1026)),
         case("a floor for all, and no step", 1027, Some(0.0), floored(1027)),
         Case::new("perf", usual, vec![flat.clone(), flat.clone(), flat, floats(&[0.05])]).perf(),
+        Case::new("perf, large", usual, vec![large.clone(), large.clone(), large, floats(&[0.05])])
+            .perf_large(),
     ]
 }
 

@@ -9,8 +9,14 @@ use crate::kernel::Kernel;
 use crate::pipelines::PipelineSpec;
 
 /// All kernels of these modules.
-pub static KERNELS: [&Kernel; 4] =
-    [&matrix_unit::TEST_8, &matrix_unit::TEST_16, &roof::TRIAD, &roof::MULTIPLY_ADD];
+pub static KERNELS: [&Kernel; 6] = [
+    &matrix_unit::TEST_8,
+    &matrix_unit::TEST_16,
+    &roof::TRIAD,
+    &roof::MULTIPLY_ADD,
+    &roof::MATRICES_8,
+    &roof::MATRICES_16,
+];
 
 /// Records `times` launches of a kernel on whole buffers, one after the other.
 fn launches(

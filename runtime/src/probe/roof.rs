@@ -1,5 +1,5 @@
-//! The roofs of an adapter: what memory gives STREAM's triad (McCalpin, 1995), and what its arithmetic gives a kernel that only
-//! multiplies and adds. A kernel's floor is the longer of its least bytes and its least FLOPs at these rates (Williams, Waterman and
+//! The roofs of an adapter: what memory gives STREAM's triad (McCalpin, 1995), what its arithmetic gives a kernel that only
+//! multiplies and adds, and what its matrix unit gives one that only multiplies matrices. A kernel's floor is the longer of its least bytes and its least FLOPs at these rates (Williams, Waterman and
 //! Patterson, "Roofline", CACM 52(4), 2009).
 
 use std::time::{Duration, Instant};
@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::launches;
 use crate::Result;
 use crate::device::Device;
+use crate::dtype::DType;
 use crate::kernel::{Kernel, Needs, ParamBlock, read, write};
 use crate::pipelines::PipelineSpec;
 
@@ -34,6 +35,16 @@ crate::param_block! {
     }
 }
 
+crate::param_block! {
+    /// Parameters of `roof_matrix.wgsl`.
+    pub struct MatrixParams {
+        /// Turns of the loop.
+        rounds: u32,
+        /// All elements of both factors.
+        factor: f32,
+    }
+}
+
 pub(super) static TRIAD: Kernel = Kernel {
     shader: "roof_triad",
     entry: "main",
@@ -52,6 +63,19 @@ pub(super) static MULTIPLY_ADD: Kernel = Kernel {
     needs: Needs::Nothing,
 };
 
+pub(super) static MATRICES_8: Kernel = MATRICES_KERNEL;
+
+pub(super) static MATRICES_16: Kernel = Kernel { needs: Needs::Matrices(16), ..MATRICES_KERNEL };
+
+const MATRICES_KERNEL: Kernel = Kernel {
+    shader: "roof_matrix",
+    entry: "main",
+    params: MatrixParams::FIELDS,
+    bindings: &[write("y"), write("subgroups")],
+    constants: &["WORKGROUP"],
+    needs: Needs::Matrices(8),
+};
+
 /// Bytes of a tensor of the triad: more than the caches of today's GPUs hold.
 const TENSOR: u64 = 256 << 20;
 /// Vectors that one workgroup of the triad writes.
@@ -59,17 +83,33 @@ const PER_WORKGROUP: u32 = 1024;
 /// Additions and multiplications of an invocation of `roof_fma.wgsl` in one turn.
 const FLOPS_A_ROUND: u32 = 4 * 12 * 2;
 const ROUNDS: u32 = 256;
+/// Subgroups of a workgroup of `roof_matrix.wgsl`, where they are as wide as they can be, its workgroups, sums and turns.
+const MATRIX_JOBS: u32 = 4;
+const MATRIX_GROUPS: u32 = 2048;
+const MATRIX_SUMS: u32 = 8;
+const MATRIX_ROUNDS: u32 = 1024;
 /// How long launches are repeated in one submission, against which the time of submitting is nothing.
 const SAMPLE: Duration = Duration::from_millis(100);
 const SAMPLES: usize = 5;
 
-/// What an adapter's f32 arithmetic and its memory give at most.
+/// What an adapter's f32 arithmetic, its memory and its matrix unit give at most.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Roof {
     /// f32 additions and multiplications a second, without a matrix unit.
     pub flops: f64,
     /// Bytes a second, read and written.
     pub bytes: f64,
+    /// Additions and multiplications a second of the matrix unit, where there is one that kernels use.
+    pub matrices: MatrixFlops,
+}
+
+/// Additions and multiplications a second of a matrix unit, by the type of what is multiplied; sums are f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct MatrixFlops {
+    /// For f32.
+    pub f32: Option<f64>,
+    /// For f16.
+    pub f16: Option<f64>,
 }
 
 impl Roof {
@@ -103,7 +143,19 @@ impl Roof {
         let spec = PipelineSpec { kernel: &MULTIPLY_ADD, half: false, constants: &constants };
         let seconds = fastest(device, &spec, bytemuck::bytes_of(&params), &[&y], [groups, 1, 1])?;
         let flops = f64::from(invocations) * f64::from(FLOPS_A_ROUND * ROUNDS) / seconds;
-        Ok(Self { flops, bytes })
+        let matrices =
+            MatrixFlops { f32: matrix_flops(device, DType::F32)?, f16: matrix_flops(device, DType::F16)? };
+        Ok(Self { flops, bytes, matrices })
+    }
+
+    /// The roof of kernels that multiply matrices of `element` in the matrix unit; with `None` that of all others.
+    pub fn of_unit(self, element: Option<DType>) -> Self {
+        let unit = match element {
+            Some(DType::F32) => self.matrices.f32,
+            Some(DType::F16) => self.matrices.f16,
+            Some(DType::U32) | None => None,
+        };
+        Self { flops: unit.map_or(self.flops, |unit| unit.max(self.flops)), ..self }
     }
 
     /// Seconds below which so many FLOPs and bytes cannot be had at these rates.
@@ -115,6 +167,35 @@ impl Roof {
     pub fn memory_bound(&self, flops: f64, bytes: f64) -> bool {
         bytes / self.bytes >= flops / self.flops
     }
+}
+
+/// What the matrix unit gives products of `element`; `None` where the adapter has none whose products are right.
+fn matrix_flops(device: &Device, element: DType) -> Result<Option<f64>> {
+    let caps = device.caps();
+    let (Some(side), Some(sizes)) = (caps.matrix_side(element), caps.subgroups) else { return Ok(None) };
+    let workgroup = (sizes.max * MATRIX_JOBS).min(caps.max_invocations);
+    let kernel = if side == 16 { &MATRICES_16 } else { &MATRICES_8 };
+    let constants = [("WORKGROUP", f64::from(workgroup))];
+    let spec = PipelineSpec { kernel, half: element == DType::F16, constants: &constants };
+    let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;
+    let bytes = [u64::from(MATRIX_GROUPS * workgroup) * 4, u64::from(MATRIX_GROUPS) * 4];
+    let y = device.buffer("roof: sums", bytes[0], usage)?;
+    let subgroups = device.buffer("roof: subgroups", bytes[1], usage)?;
+    // Sums of whole numbers up to 2^14, which f32 holds.
+    let params = MatrixParams { rounds: MATRIX_ROUNDS, factor: 1.0 };
+    let grid = [MATRIX_GROUPS, 1, 1];
+    let seconds = fastest(device, &spec, bytemuck::bytes_of(&params), &[&y, &subgroups], grid)?;
+    let wrong = bytemuck::pod_collect_to_vec::<u8, f32>(&device.read(&y, 0, bytes[0])?);
+    let counts = bytemuck::pod_collect_to_vec::<u8, u32>(&device.read(&subgroups, 0, bytes[1])?);
+    Ok(matrix_work(side, &wrong, &counts).map(|flops| flops / seconds))
+}
+
+/// FLOPs of a launch in which so many subgroups of each workgroup took part; `None` where an element is not what it should be.
+fn matrix_work(side: u32, wrong: &[f32], subgroups: &[u32]) -> Option<f64> {
+    let right = wrong.iter().all(|&wrong| wrong == 0.0) && subgroups.iter().all(|&count| count > 0);
+    let products = f64::from(MATRIX_SUMS) * f64::from(MATRIX_ROUNDS);
+    let subgroups: f64 = subgroups.iter().map(|&count| f64::from(count)).sum();
+    right.then(|| subgroups * products * 2.0 * f64::from(side).powi(3))
 }
 
 /// Seconds of one launch: the shortest of several samples, each of as many launches as take a while.
@@ -151,9 +232,36 @@ mod tests {
 
     #[test]
     fn the_floor_is_what_takes_longer() {
-        let roof = Roof { flops: 100.0, bytes: 10.0 };
+        let matrices = MatrixFlops { f32: None, f16: Some(400.0) };
+        let roof = Roof { flops: 100.0, bytes: 10.0, matrices };
         assert_eq!((roof.floor(100.0, 20.0), roof.memory_bound(100.0, 20.0)), (2.0, true));
         assert_eq!((roof.floor(300.0, 20.0), roof.memory_bound(300.0, 20.0)), (3.0, false));
+    }
+
+    #[test]
+    fn what_multiplies_matrices_is_held_against_their_unit() {
+        let matrices = MatrixFlops { f32: None, f16: Some(400.0) };
+        let roof = Roof { flops: 100.0, bytes: 10.0, matrices };
+        assert_eq!(roof.of_unit(None), roof);
+        assert_eq!(roof.of_unit(Some(DType::F32)), roof);
+        let unit = roof.of_unit(Some(DType::F16));
+        assert_eq!((unit.floor(400.0, 5.0), unit.memory_bound(400.0, 5.0)), (1.0, false));
+    }
+
+    #[test]
+    fn products_of_matrices_count_where_they_are_right() {
+        let product = f64::from(2 * 16 * 16 * 16 * MATRIX_SUMS * MATRIX_ROUNDS);
+        assert_eq!(matrix_work(16, &[0.0; 6], &[4, 2]), Some(6.0 * product));
+        for wrong in [1.0, f32::NAN] {
+            assert_eq!(matrix_work(16, &[0.0, wrong], &[4, 2]), None);
+        }
+        // A launch that never ran.
+        assert_eq!(matrix_work(8, &[0.0; 6], &[0, 0]), None);
+        let text = MATRICES_8.source().unwrap();
+        for constant in [format!("SUMS: u32 = {MATRIX_SUMS}u"), format!("JOBS: u32 = {MATRIX_JOBS}u")] {
+            assert!(text.contains(&constant), "{constant}");
+        }
+        assert_eq!(text.matches("= coopMultiplyAdd(").count(), MATRIX_SUMS as usize);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fmt::{self, Display};
 
 use clap::Args;
-use epl_runtime::check::run_speed;
+use epl_runtime::check::{Speed, run_speed};
 use epl_runtime::probe::roof::Roof;
 use serde::Serialize;
 
@@ -49,10 +49,32 @@ struct Row {
     gbytes_per_s: f64,
     /// The time that the roof asks for at least, over the time taken.
     of_roof: f64,
-    /// What the case waits for at the roof: "memory" or "arithmetic".
+    /// What the case waits for at the roof: "memory", "arithmetic", or "matrix unit" where its kernel uses that.
     bound: &'static str,
     /// Whether the GPU's own clock was used; otherwise the time from outside, with submission and wait.
     gpu_clock: bool,
+}
+
+impl Row {
+    fn new(op: &'static str, case: String, speed: &Speed, roof: Roof) -> Self {
+        let roof = roof.of_unit(speed.matrices);
+        let (flops, bytes) = (speed.cost.flops, speed.cost.bytes);
+        let bound = match (roof.memory_bound(flops, bytes), speed.matrices) {
+            (true, _) => "memory",
+            (false, None) => "arithmetic",
+            (false, Some(_)) => "matrix unit",
+        };
+        Self {
+            op,
+            case,
+            ms: speed.seconds * 1e3,
+            gflops: flops / speed.seconds / 1e9,
+            gbytes_per_s: bytes / speed.seconds / 1e9,
+            of_roof: roof.floor(flops, bytes) / speed.seconds,
+            bound,
+            gpu_clock: speed.gpu_clock,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -73,20 +95,7 @@ impl Perf {
             bar.set_message(entry.name);
             for case in (entry.cases)().into_iter().filter(|case| case.perf && case.runs_on(device.caps())) {
                 match run_speed(&device, &case, usize::from(self.repeats)) {
-                    Ok(speed) => perf.push(Row {
-                        op: entry.name,
-                        case: case.label,
-                        ms: speed.seconds * 1e3,
-                        gflops: speed.cost.flops / speed.seconds / 1e9,
-                        gbytes_per_s: speed.cost.bytes / speed.seconds / 1e9,
-                        of_roof: roof.floor(speed.cost.flops, speed.cost.bytes) / speed.seconds,
-                        bound: if roof.memory_bound(speed.cost.flops, speed.cost.bytes) {
-                            "memory"
-                        } else {
-                            "arithmetic"
-                        },
-                        gpu_clock: speed.gpu_clock,
-                    }),
+                    Ok(speed) => perf.push(Row::new(entry.name, case.label, &speed, roof)),
                     Err(error) => {
                         failures.push(Failure { op: entry.name, case: case.label, error: error.to_string() });
                     }

@@ -10,6 +10,8 @@ pub struct Sizes {
     pub cpu: bool,
     /// The smaller half alone.
     pub quick: bool,
+    /// Every distinct shape of the network's convolutions, not only one of each kind.
+    pub all_shapes: bool,
 }
 
 /// A piece of work.
@@ -40,8 +42,8 @@ impl Item {
     }
 }
 
-/// The six distinct shapes of the convolutions of IR-50 at 112 x 112: the first layer, the 3x3 layers that each stage is made
-/// of, and the 2x2 layers with stride 2 that lead from one to the next. Height and width, channels in and out, window.
+/// Shapes of the convolutions of IR-50 at 112 x 112, one of each kind: the first layer, the 3x3 layers that each stage is made
+/// of, and a 2x2 layer with stride 2 of those that lead from one to the next. Height and width, channels in and out, window.
 const CONVOLUTIONS: [(usize, usize, usize, usize); 6] = [
     (112, 3, 64, 3),
     (112, 64, 64, 2),
@@ -49,6 +51,21 @@ const CONVOLUTIONS: [(usize, usize, usize, usize); 6] = [
     (28, 128, 128, 3),
     (14, 256, 256, 3),
     (7, 512, 512, 3),
+];
+
+/// The others, each once or twice in the network: the 3x3 layer that begins a stage at the size of the stage before, and the 2x2
+/// layers of its two branches.
+const OTHER_CONVOLUTIONS: [(usize, usize, usize, usize); 10] = [
+    (112, 64, 64, 3),
+    (56, 64, 128, 3),
+    (56, 64, 128, 2),
+    (56, 128, 128, 2),
+    (28, 128, 256, 3),
+    (28, 128, 256, 2),
+    (28, 256, 256, 2),
+    (14, 256, 512, 3),
+    (14, 256, 512, 2),
+    (14, 512, 512, 2),
 ];
 
 /// All items, or the smaller half.
@@ -68,7 +85,8 @@ pub fn items(sizes: &Sizes) -> Vec<Item> {
         });
     }
     let batch = sizes.batch.unwrap_or(if sizes.cpu { 4 } else { 128 });
-    for (size, cin, cout, window) in CONVOLUTIONS {
+    let others = OTHER_CONVOLUTIONS.into_iter().filter(|_| sizes.all_shapes);
+    for (size, cin, cout, window) in CONVOLUTIONS.into_iter().chain(others) {
         let (stride, padding) = if window == 2 { (2, 0) } else { (1, 1) };
         let out = (size + 2 * padding - window) / stride + 1;
         for pass in ["forward", "dgrad", "wgrad"] {
@@ -121,19 +139,21 @@ mod tests {
 
     #[test]
     fn names_tell_items_apart_and_requests_are_whole() {
-        let all = items(&Sizes { batch: None, cpu: true, quick: false });
+        let all = items(&Sizes { batch: None, cpu: true, quick: false, all_shapes: true });
         let mut names: Vec<&str> = all.iter().map(|item| item.name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), all.len());
-        assert_eq!(all.iter().filter(|item| item.kind == "conv").count(), 17);
+        assert_eq!(all.iter().filter(|item| item.kind == "conv").count(), 47);
+        let usual = items(&Sizes { batch: None, cpu: true, quick: false, all_shapes: false });
+        assert_eq!(usual.iter().filter(|item| item.kind == "conv").count(), 17);
         let request = all[4].request(true, true);
         assert_eq!(
             (&request["kind"], &request["pass"], &request["batch"]),
             (&json!("conv"), &json!("forward"), &json!(4))
         );
         assert_eq!((&request["precision"], &request["samples"]), (&json!("mixed"), &json!(3)));
-        let quick = items(&Sizes { batch: Some(2), cpu: false, quick: true });
+        let quick = items(&Sizes { batch: Some(2), cpu: false, quick: true, all_shapes: false });
         assert!(quick.len() < all.len() && quick.iter().any(|item| item.name.ends_with("ir18, batch 2")));
     }
 }

@@ -63,9 +63,12 @@ impl Side {
     /// Who it is, in a line.
     pub fn description(&self) -> String {
         let text = |key: &str| self.hello[key].as_str().unwrap_or_default().to_owned();
-        format!("{} {} on {} {}", self.name, text("version"), text("device"), text("driver"))
-            .trim_end()
-            .into()
+        let who = format!("{} {} on {} {}", self.name, text("version"), text("device"), text("driver"));
+        [who.trim_end().to_owned(), text("kernels")]
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 
     /// Has it do the work.

@@ -135,14 +135,10 @@ pub fn cosface<B: Backend>(
     labels: Tensor<B, 1, Int>,
 ) -> Tensor<B, 1> {
     let cosines = normalized(embedding).matmul(normalized(weight).transpose());
-    let [batch, classes] = cosines.dims();
+    let [batch, _] = cosines.dims();
     let rows = labels.reshape([batch, 1]);
-    let margin: Tensor<B, 2> = Tensor::zeros([batch, classes], &cosines.device()).scatter(
-        1,
-        rows.clone(),
-        Tensor::full([batch, 1], 0.4, &cosines.device()),
-        burn::tensor::IndexingUpdateOp::Add,
-    );
-    let logits = (cosines - margin) * 64.0;
+    // At the labels alone: a matrix of margins would be as large as the cosines.
+    let margin = Tensor::full([batch, 1], -0.4, &cosines.device());
+    let logits = cosines.scatter(1, rows.clone(), margin, burn::tensor::IndexingUpdateOp::Add) * 64.0;
     log_softmax(logits, 1).gather(1, rows).mean().neg()
 }
