@@ -198,7 +198,7 @@ fn report(tally: &Tally, undisturbed: &Memory, whole: Duration) {
         ("  of these while something was written", tally.kills_while_writing),
         ("GPUs lost and taken up again", tally.losses),
         ("given up after five losses in a row", tally.gave_up),
-        ("ended by a full disk", tally.full_disks),
+        ("processes that met a full disk", tally.full_disks),
     ] {
         say(format_args!("{what:<44}{count}"));
     }
@@ -233,6 +233,9 @@ fn disturbed(place: &Place, name: &str, whole: Duration, dice: &mut Dice, tally:
 
 /// Counts how a process ended; whether the training is done.
 fn ended(life: Life, starved: bool, folder: &Path, tally: &mut Tally) -> Result<bool> {
+    if starved && (life.end == End::Failed || life.said.contains("no checkpoint after step")) {
+        tally.full_disks += 1;
+    }
     match life.end {
         End::Done => return Ok(true),
         End::Killed => {
@@ -240,7 +243,7 @@ fn ended(life: Life, starved: bool, folder: &Path, tally: &mut Tally) -> Result<
             tally.kills_while_writing += u32::from(process::any_partial(folder));
         }
         End::Failed if life.said.contains("times in a row") => tally.gave_up += 1,
-        End::Failed if starved => tally.full_disks += 1,
+        End::Failed if starved => {}
         End::Failed => bail!("a training failed that nothing had disturbed in that way:\n{}", life.said),
     }
     Ok(false)
