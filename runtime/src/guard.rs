@@ -23,6 +23,16 @@ pub fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     outcome.map_err(|panic| words(panic.as_ref()))
 }
 
+/// Gets rid of what belongs to a device that is lost: what its driver makes of the end is no business of the program any more. Where
+/// the device is `hung` its end would wait for it for ever, so what is left of it stays where it is.
+pub fn discard<T>(value: T, hung: bool) {
+    if hung {
+        std::mem::forget(value);
+    } else {
+        drop(guarded(move || drop(value)));
+    }
+}
+
 /// What a panic says, on one line.
 fn words(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref().copied());

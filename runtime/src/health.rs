@@ -11,6 +11,7 @@ pub(crate) struct Health(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     lost: Option<String>,
+    hung: bool,
     refused: Option<String>,
 }
 
@@ -23,6 +24,18 @@ impl Health {
     /// The device is lost. The first reason is the cause; what follows is usually its consequence.
     pub fn lose(&self, how: String) {
         self.state().lost.get_or_insert(how);
+    }
+
+    /// The device is lost, since it does not answer.
+    pub fn hang(&self, how: String) {
+        let mut state = self.state();
+        state.hung |= state.lost.is_none();
+        state.lost.get_or_insert(how);
+    }
+
+    /// Whether that is how it was lost.
+    pub fn is_hung(&self) -> bool {
+        self.state().hung
     }
 
     /// wgpu or the driver refused something.
@@ -65,6 +78,8 @@ mod tests {
         assert_eq!(health.cause(Error::gpu("x")).to_string(), "GPU: x");
         health.lose("reset".into());
         health.lose("gone".into());
+        health.hang("silent".into());
+        assert!(!health.is_hung(), "it was lost before");
         assert_eq!(health.check().unwrap_err().to_string(), "the GPU was lost: reset");
         assert_eq!(health.cause(Error::gpu("x")).to_string(), "the GPU was lost: reset");
     }

@@ -14,6 +14,7 @@ extern crate self as epl_runtime;
 
 pub use bytemuck;
 
+mod adapters;
 pub mod autodiff;
 pub mod caps;
 pub mod case;
@@ -42,6 +43,7 @@ pub mod pipeline_file;
 mod pipelines;
 pub mod plan;
 pub mod probe;
+pub mod reopen;
 pub mod session;
 pub mod shape;
 mod slots;

@@ -10,6 +10,22 @@ use crate::op::Dispatch;
 /// Steps in flight where nothing else is said.
 pub(crate) const IN_FLIGHT: usize = 3;
 
+/// Bytes of the token by which the host knows that a step was done.
+pub(crate) const TOKEN: u64 = 4;
+
+/// What a staging buffer is longer for a token, which is mapped at a multiple of 8.
+pub(crate) const TOKEN_PLACE: u64 = 16;
+
+/// Bytes of each of the two buffers in which the submissions of a step with so many launches hand a token on.
+pub(crate) fn receipt_cells(launches: usize) -> u64 {
+    (launches as u64 + 2) * TOKEN
+}
+
+/// Whether a step has receipts: one that nothing is written to, or read from, has no place for a token.
+pub(crate) fn has_receipts(input_bytes: u64, download_bytes: u64) -> bool {
+    input_bytes > 0 && download_bytes > 0
+}
+
 /// The alignment of a parameter block: WebGPU's default limit, which no adapter exceeds.
 pub(crate) const BLOCK_ALIGNMENT: u64 = 256;
 
@@ -26,7 +42,7 @@ pub struct Memory {
     pub without_sharing: u64,
     /// Parameter blocks.
     pub parameters: u64,
-    /// What inputs are written to and results are read from, for all steps in flight.
+    /// What inputs are written to and results are read from, for all steps in flight, and the receipts of a step's submissions.
     pub staging: u64,
     /// What transients are filled with between steps, where the session does that.
     pub poison: u64,
@@ -57,11 +73,21 @@ impl Memory {
         }
     }
 
-    /// Counts the staging of `in_flight` steps.
-    pub(crate) fn count_staging(&mut self, graph: &Graph, caps: &Caps, input_bytes: u64, in_flight: usize) {
+    /// Counts the staging of `in_flight` steps of so many launches, and their receipts.
+    pub(crate) fn count_staging(
+        &mut self,
+        graph: &Graph,
+        caps: &Caps,
+        (input_bytes, launches): (u64, usize),
+        in_flight: usize,
+    ) {
         let (_, download) = download_layout(graph);
+        let token = if has_receipts(input_bytes, download) { TOKEN_PLACE } else { 0 };
         let buffers = [input_bytes, download].into_iter().filter(|&bytes| bytes > 0);
-        self.staging = in_flight as u64 * buffers.map(|bytes| caps.buffer_bytes(bytes)).sum::<u64>();
+        self.staging = in_flight as u64 * buffers.map(|bytes| caps.buffer_bytes(bytes + token)).sum::<u64>();
+        if token > 0 {
+            self.staging += 2 * caps.buffer_bytes(receipt_cells(launches));
+        }
     }
 }
 

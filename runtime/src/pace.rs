@@ -18,6 +18,8 @@ const LAUNCH: f64 = 20e-6;
 const WARM_UP: u64 = 1;
 /// A step that takes so many times as long as it should, or that part of it, changes the cuts.
 const OFF: f64 = 1.5;
+/// So many steps in a row have to be shorter before there are fewer cuts.
+const SHORT_IN_A_ROW: u32 = 8;
 
 /// The cuts of a step, and what they come from.
 #[derive(Debug)]
@@ -29,6 +31,8 @@ pub(crate) struct Pace {
     cuts: Vec<usize>,
     steps: u64,
     measured: bool,
+    /// The longest of the last steps that were shorter than they should be, and how many they were.
+    shorter: (f64, u32),
 }
 
 /// The seconds that the launches of a node with this cost take on a slow GPU.
@@ -40,8 +44,14 @@ pub(crate) fn slow_seconds(cost: Cost, launches: usize) -> impl Iterator<Item = 
 impl Pace {
     /// Of launches that should take `seconds`, in submissions that take at most `bound`.
     pub fn new(bound: Duration, seconds: Vec<f64>) -> Self {
-        let mut pace =
-            Self { bound: bound.as_secs_f64(), seconds, cuts: Vec::new(), steps: 0, measured: false };
+        let mut pace = Self {
+            bound: bound.as_secs_f64(),
+            seconds,
+            cuts: Vec::new(),
+            steps: 0,
+            measured: false,
+            shorter: (0.0, 0),
+        };
         pace.cut();
         pace
     }
@@ -91,8 +101,18 @@ impl Pace {
     /// GPU is busy with something else or clocked otherwise, the cuts change.
     pub fn observe(&mut self, step: Duration) {
         let expected: f64 = self.seconds.iter().sum();
-        let factor = step.as_secs_f64() / expected;
-        if !self.measured || !factor.is_finite() || (1.0 / OFF..=OFF).contains(&factor) {
+        let mut factor = step.as_secs_f64() / expected;
+        if !self.measured || !factor.is_finite() {
+            return;
+        }
+        // A host that woke up late makes the next step look short: only a row of short ones is believed.
+        self.shorter = match self.shorter {
+            (longest, count) if factor < 1.0 / OFF => (factor.max(longest), count + 1),
+            _ => (0.0, 0),
+        };
+        if let (longest, SHORT_IN_A_ROW) = self.shorter {
+            (factor, self.shorter) = (longest, (0.0, 0));
+        } else if factor <= OFF {
             return;
         }
         self.seconds.iter_mut().for_each(|seconds| *seconds *= factor);
@@ -137,7 +157,11 @@ mod tests {
         assert_eq!(pace.parts().len(), 3);
         pace.observe(Duration::from_millis(5400));
         assert_eq!(parts(&pace), [(0, 6), (6, 7), (7, 8)]);
-        pace.observe(Duration::from_millis(50));
+        // One that is short says nothing, and a row of them what the longest took.
+        for short in [50, 40, 50, 60, 50, 900, 50, 50] {
+            assert_eq!(parts(&pace).len(), 3);
+            pace.observe(Duration::from_millis(short));
+        }
         assert_eq!(parts(&pace), [(0, 8)]);
     }
 

@@ -5,6 +5,7 @@
 //! submits, but for the one whose submissions are measured. A few steps may be in flight; when all are, writing the inputs
 //! of the next one waits for the oldest (a *throttle*, counted apart from waits).
 
+mod receipt;
 mod submit;
 
 use std::collections::{HashMap, VecDeque};
@@ -15,11 +16,13 @@ use crate::counters::Counters;
 use crate::device::Device;
 use crate::flight::{Flight, Signal};
 use crate::graph::{Graph, Storage};
-use crate::memory::{IN_FLIGHT, download_layout, parameter_layout};
+use crate::memory::{IN_FLIGHT, TOKEN, TOKEN_PLACE, download_layout, has_receipts, parameter_layout};
 use crate::op::{Dispatch, TensorId};
 use crate::pace::{Pace, slow_seconds};
 use crate::pipelines::{Pipeline, PipelineSpec};
 use crate::plan::{Place, Plan, PlanOptions, Step, operand_place};
+use receipt::Receipts;
+
 use crate::store::{Shard, Store, read_shards, shard_of};
 use crate::{DType, Error, HostTensor, Result};
 
@@ -81,6 +84,9 @@ pub struct Session {
     written: HashMap<TensorId, bool>,
     steps: u64,
     download_offsets: Vec<u64>,
+    /// The length of what is fetched: behind it is the token of the step.
+    download_bytes: u64,
+    receipts: Option<Receipts>,
     finished: VecDeque<Finished>,
     pace: Pace,
     /// When the last step ended, where the device has been busy with the next one since.
@@ -109,7 +115,8 @@ impl Session {
         let device = store.device().clone();
         let mut plan = Plan::new(graph, device.caps(), options.plan)?;
         let in_flight = options.in_flight.max(1);
-        plan.memory.count_staging(graph, device.caps(), plan.input_bytes, in_flight);
+        let staged = (plan.input_bytes, plan.dispatches());
+        plan.memory.count_staging(graph, device.caps(), staged, in_flight);
         let copy = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let storage = wgpu::BufferUsages::STORAGE | copy;
         let mut slots = Vec::with_capacity(plan.slots.len());
@@ -160,6 +167,8 @@ impl Session {
             written,
             steps: 0,
             download_offsets: Vec::new(),
+            download_bytes: 0,
+            receipts: None,
             finished: VecDeque::new(),
         };
         session.launches = session.build_launches()?;
@@ -250,13 +259,18 @@ impl Session {
 
     fn build_flights(&mut self, count: usize) -> Result<()> {
         let (offsets, bytes) = download_layout(&self.graph);
-        self.download_offsets = offsets;
+        (self.download_offsets, self.download_bytes) = (offsets, bytes);
+        let mut token = 0;
+        if has_receipts(self.plan.input_bytes, bytes) {
+            self.receipts = Some(Receipts::new(&self.device, self.plan.dispatches())?);
+            token = TOKEN_PLACE;
+        }
         for _ in 0..count {
             let staging = |label: &str, bytes: u64, usage, map| -> Result<_> {
                 if bytes == 0 {
                     return Ok(None);
                 }
-                let buffer = self.device.buffer(label, bytes, usage)?;
+                let buffer = self.device.buffer(label, bytes + token, usage)?;
                 let mapping = Arc::new(Signal::default());
                 if map {
                     mapping.map(&buffer, wgpu::MapMode::Write);
@@ -348,9 +362,10 @@ impl Session {
     /// Takes the results of a finished flight out of its staging buffer.
     fn collect(&mut self, index: usize) -> Result<()> {
         let unmapped = |error: wgpu::MapRangeError| self.device.cause(Error::gpu(error.to_string()));
-        let Some(flight) = self.flights.get_mut(index) else { return Ok(()) };
-        let Some((step, _)) = flight.submitted.take() else { return Ok(()) };
-        let Some((buffer, _)) = &flight.download else { return Ok(()) };
+        let taken = self.flights.get_mut(index).and_then(|flight| flight.submitted.take());
+        let Some((step, _)) = taken else { return Ok(()) };
+        let flight = self.flights.get(index);
+        let Some((buffer, _)) = flight.and_then(|flight| flight.download.as_ref()) else { return Ok(()) };
         let mut values = Vec::with_capacity(self.download_offsets.len());
         {
             let view = buffer.get_mapped_range(..).map_err(unmapped)?;
@@ -359,6 +374,8 @@ impl Session {
                 let bytes = view.get(offset as usize..(offset + desc.bytes()) as usize).unwrap_or(&[]);
                 values.push(HostTensor::from_bytes(desc, bytes)?);
             }
+            let at = self.download_bytes as usize;
+            self.check_receipt(step, view.get(at..at + TOKEN as usize))?;
         }
         buffer.unmap();
         self.finished.push_back(Finished { step, values });

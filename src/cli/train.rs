@@ -98,7 +98,7 @@ impl Train {
         let options =
             RunOptions { resume: self.resume, started: Some(context.started), ..RunOptions::default() };
         stop_on_signals(options.stop.clone());
-        let outcome = train::run(config, &context.open()?, &options, &mut Console::new())?;
+        let outcome = train::run(config, context.open()?, &options, &mut Console::new())?;
         let verdict = match &outcome.interrupted {
             None => Verdict::Done,
             Some(checkpoint) => {

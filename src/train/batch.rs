@@ -13,6 +13,8 @@ use crate::{Error, Result};
 
 /// Images of a step where the configuration does not name the batch that its learning rate is for: the release's.
 const STEP: usize = 512;
+/// One part in so many of the whole memory can be had in any case: what other programs do not use at the moment makes room.
+const LEAST_SHARE: u64 = 4;
 /// Fewer images than this give batch normalisation poor statistics.
 const FEW: usize = 32;
 /// The share of the memory that is free now which a run may plan with, where the GPU has none of its own: the loader
@@ -81,11 +83,13 @@ fn shared_memory(device: &Device) -> Option<u64> {
     }
     let memory = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
     let system = System::new_with_specifics(memory);
-    // A container may have less than its host.
-    let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
-    let available = system.available_memory().min(limit);
-    // A system that does not say how much is free is taken at the driver's word.
-    (available > 0).then_some((available as f64 * SHARE) as u64)
+    // Systems that keep files in memory, and compress what is idle, tell of too little.
+    let mut available = system.available_memory().max(system.total_memory() / LEAST_SHARE);
+    // A container may have less than its host; what it keeps of files in memory counts as used there.
+    if let Some(limits) = system.cgroup_limits() {
+        available = available.min(limits.total_memory.saturating_sub(limits.rss));
+    }
+    Some((available as f64 * SHARE) as u64)
 }
 
 /// The configuration with its batch decided, where that is "auto", for data of `classes` identities and `images` images.
@@ -117,7 +121,8 @@ pub fn decide(
     let bytes = found?;
     let Some(batch) = batch else {
         let what = format!(
-            "`train.batch_size` is \"auto\", and not even a batch of 2 fits the memory that is free: it needs {}",
+            "`train.batch_size` is \"auto\", and not even the smallest batch that divides a step of {step} images fits the memory \
+             that is free: it needs {}",
             readable(bytes)
         );
         let hint = "close what else uses the memory, or use a narrower network, smaller images, head.sample_rate, or another \

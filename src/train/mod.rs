@@ -55,13 +55,14 @@ pub struct RunOptions {
     pub started: Option<Instant>,
 }
 
-/// Trains as `config` says, from opening the data to writing the report.
+/// Trains as `config` says, from opening the data to writing the report. Where `device` is lost another one takes its place, which
+/// some drivers only give when nobody holds on to the lost one.
 ///
 /// # Errors
 /// As [`run_on`], and data or verification sets that cannot be opened.
 pub fn run(
     config: Config,
-    device: &Arc<Device>,
+    device: Arc<Device>,
     options: &RunOptions,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
@@ -106,5 +107,5 @@ pub fn run_on(
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
     let clock = StartClock::since(options.started.unwrap_or_else(Instant::now));
-    train(config, device, dataset, sets, options, observer, (clock, StartSeconds::default()))
+    train(config, device.clone(), dataset, sets, options, observer, (clock, StartSeconds::default()))
 }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use epl_runtime::guard::guarded;
+use epl_runtime::guard::discard;
 use epl_runtime::tune::TuneOptions;
 use epl_runtime::{Choices, Device};
 
@@ -27,6 +27,9 @@ use crate::{Error, Result};
 
 /// Losses without a new checkpoint in between after which a run gives up.
 const MOST_IN_A_ROW: u32 = 5;
+/// Seconds between attempts to take the same adapter up again, before another one is looked for: a driver that is updated, or a
+/// computer that wakes up, takes its time.
+const PATIENCE: [u64; 8] = [1, 2, 4, 8, 15, 30, 30, 30];
 
 /// What a run is made of, whatever device it is on.
 struct Run<'a> {
@@ -81,13 +84,14 @@ impl Course {
     }
 }
 
-/// Trains as `config` says, on other devices where `device` is lost.
+/// Trains as `config` says, on other devices where `device` is lost. It should be the only one that holds on to it: drivers may
+/// give no other as long as one that is lost is there.
 ///
 /// # Errors
 /// See [`run_on`](super::run_on).
 pub(super) fn train(
     config: Config,
-    device: &Arc<Device>,
+    device: Arc<Device>,
     dataset: Arc<dyn Dataset>,
     sets: Vec<PairSet>,
     options: &RunOptions,
@@ -98,7 +102,7 @@ pub(super) fn train(
     RunFolder::check_free(&config.train.out)?;
     let run = Run { config: &config, dataset: &dataset, sets: &sets.into(), options };
     let mut course = Course::default();
-    let mut device = device.clone();
+    let mut device = device;
     let mut clock = Some(clock);
     loop {
         let clock =
@@ -125,31 +129,41 @@ fn replace(
     observer: &mut dyn Observer,
     course: &mut Course,
 ) -> Result<Arc<Device>> {
-    let mut error = error;
     course.losses += 1;
-    loop {
-        course.in_a_row += 1;
-        if course.in_a_row >= MOST_IN_A_ROW || run.options.stop.requested() {
-            return Err(gives_up(&error, run, course));
-        }
-        // Work that one step adds to the next is no reason to hurry a driver that has just reset a GPU.
-        let pause = match course.in_a_row {
-            1 => Duration::ZERO,
-            more => Duration::from_secs(1 << (more - 2)),
-        };
-        observer.message(&format!("warning: {error}; {}", next(course, pause)));
+    course.in_a_row += 1;
+    if course.in_a_row >= MOST_IN_A_ROW || run.options.stop.requested() {
+        return Err(gives_up(&error, run, course));
+    }
+    // The first is met at once; after more a driver that has just reset a GPU is given time.
+    let pause = match course.in_a_row {
+        1 => Duration::ZERO,
+        more => Duration::from_secs(1 << (more - 2)),
+    };
+    observer.message(&format!("warning: {error}; {}", next(course, pause)));
+    let (reopener, hung) = (device.reopener(), device.is_hung());
+    discard(device, hung);
+    if !waited(pause, &run.options.stop) {
+        return Err(gives_up(&error, run, course));
+    }
+    let mut refused = match reopener.same() {
+        Ok(device) => return Ok(device),
+        Err(refused) => refused,
+    };
+    for pause in PATIENCE.map(Duration::from_secs) {
+        observer.message(&format!(
+            "warning: the GPU cannot be taken up again: {refused}; it is tried again in {} s",
+            pause.as_secs()
+        ));
         if !waited(pause, &run.options.stop) {
             return Err(gives_up(&error, run, course));
         }
-        match device.reopen() {
-            Ok(other) => {
-                // The last that holds on to it; what its driver makes of its end is no business of this run any more.
-                drop(guarded(move || drop(device)));
-                return Ok(other);
-            }
-            Err(refused) => error = refused.into(),
-        }
+        refused = match reopener.same() {
+            Ok(device) => return Ok(device),
+            Err(refused) => refused,
+        };
     }
+    observer.message(&format!("warning: the GPU is gone: {refused}; another one is looked for"));
+    reopener.other().map_err(|_| gives_up(&error, run, course))
 }
 
 /// What is done about a loss, in words.
@@ -208,6 +222,9 @@ fn attempt(
     if resume {
         start = checkpoints.newest(|error| observer.message(&format!("warning: passed over: {error}")))?;
     }
+    if let Some(start) = &start {
+        course.saved = course.saved.max(Some((start.step, start.body.epoch, start.body.batch)));
+    }
     let config = &with_batch_decided(run, device, start.as_ref(), observer, course)?;
     // A run goes on with the kernels that it was started with, unless it is on another device, where they mean nothing.
     let names = device_names(device);
@@ -237,8 +254,7 @@ fn attempt(
     let outcome = on_folder(&mut trainer, start, resume, options, observer, course);
     if outcome.is_err() && device.lost().is_some() {
         course.note(&trainer);
-        // What a driver makes of the end of what it has lost is anybody's guess.
-        drop(guarded(move || drop(trainer)));
+        discard(trainer, device.is_hung());
     }
     outcome
 }

@@ -18,6 +18,7 @@ use crate::report::StepPoint;
 use crate::train::events::Observer;
 use crate::train::folder::RunFolder;
 use crate::train::metrics::Record;
+use crate::train::plan::explain_memory;
 use crate::train::progress::{InFlight, Progress, Saved};
 use crate::train::prototypes::PrototypeWatch;
 use crate::train::start::StartSeconds;
@@ -538,7 +539,9 @@ impl Trainer {
             return Ok(Vec::new());
         }
         self.device.enter("evaluation");
-        let mut embedder = Embedder::new(&self.model, EVALUATION_BATCH)?;
+        let mut embedder = Embedder::new(&self.model, EVALUATION_BATCH).map_err(|error| {
+            explain_memory(error, &self.config, self.dataset.num_classes(), self.device.caps())
+        })?;
         let mut reports = Vec::with_capacity(self.sets.len());
         for set in self.sets.iter() {
             let report = set.evaluate(&mut embedder, &mut |_| {})?;

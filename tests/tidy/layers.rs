@@ -23,6 +23,7 @@ pub const CRATES: [Crate; 2] = [
         layers: &[
             &["shape", "dtype", "host", "error"],
             &[
+                "adapters",
                 "buffer",
                 "caps",
                 "counters",
@@ -36,6 +37,7 @@ pub const CRATES: [Crate; 2] = [
                 "pipeline_file",
                 "pipelines",
                 "probe",
+                "reopen",
                 "store",
             ],
             &["op", "case", "choice", "ops"],

@@ -74,7 +74,10 @@ fn where_nothing_fits_that_is_said_before_anything_is_written() {
     let error =
         run_on(asked.clone(), &device, faces(), Vec::new(), &RunOptions::default(), &mut Heard::default())
             .unwrap_err();
-    assert!(error.to_string().contains("not even a batch of 2 fits"), "{error}");
+    assert!(
+        error.to_string().contains("not even the smallest batch that divides a step of 32 images fits"),
+        "{error}"
+    );
     assert!(error.hint().unwrap().contains("smaller images"), "{error}");
     assert!(!asked.train.out.exists());
 }

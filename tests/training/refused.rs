@@ -89,7 +89,7 @@ fn data_that_is_not_there() {
     let place = Place::new();
     let mut config = place.config();
     config.data.train = place.folder.path().join("absent");
-    refused(run(config, &device(), &RunOptions::default(), &mut Silent).map(|_| ()), 1, &["absent"]);
+    refused(run(config, device(), &RunOptions::default(), &mut Silent).map(|_| ()), 1, &["absent"]);
     assert!(!place.out().exists(), "a folder was left behind");
 }
 
@@ -99,7 +99,7 @@ fn verification_sets_and_initial_weights_that_are_not_there() {
     let mut config = place.config();
     config.data.train = place.write_images(None);
     config.train.eval = vec!["no such set.bin".into()];
-    refused(run(config, &device(), &RunOptions::default(), &mut Silent).map(|_| ()), 1, &["no such set.bin"]);
+    refused(run(config, device(), &RunOptions::default(), &mut Silent).map(|_| ()), 1, &["no such set.bin"]);
     let mut config = place.config();
     config.model.init = Some("no such weights.safetensors".into());
     refused(place.train(config, faces()), 1, &["no such weights.safetensors"]);
@@ -212,7 +212,7 @@ fn one_image_of_another_size_among_many() {
     let mut config = place.config();
     config.data.train = place.write_images(Some(17));
     let error = refused(
-        run(config.clone(), &device(), &RunOptions::default(), &mut Silent).map(|_| ()),
+        run(config.clone(), device(), &RunOptions::default(), &mut Silent).map(|_| ()),
         1,
         &["17.png", "20"],
     );
@@ -220,7 +220,7 @@ fn one_image_of_another_size_among_many() {
     assert!(!place.out().join("model.safetensors").exists(), "a run that failed is not finished");
     // What the hint says helps, in the same folder, with what was trained before.
     config.data.resize = true;
-    run(config, &device(), &RunOptions { resume: true, ..RunOptions::default() }, &mut Silent).unwrap();
+    run(config, device(), &RunOptions { resume: true, ..RunOptions::default() }, &mut Silent).unwrap();
     assert!(place.out().join("model.safetensors").exists());
 }
 
@@ -232,7 +232,7 @@ fn an_image_that_is_cut_off() {
     let file = config.data.train.join("person 1").join("4.png");
     let bytes = std::fs::read(&file).unwrap();
     std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
-    refused(run(config, &device(), &RunOptions::default(), &mut Silent).map(|_| ()), 1, &["4.png"]);
+    refused(run(config, device(), &RunOptions::default(), &mut Silent).map(|_| ()), 1, &["4.png"]);
 }
 
 #[test]
@@ -242,7 +242,7 @@ fn more_people_than_classes() {
     config.data.train = place.write_images(None);
     config.data.num_classes = Some(2);
     refused(
-        run(config, &device(), &RunOptions::default(), &mut Silent).map(|_| ()),
+        run(config, device(), &RunOptions::default(), &mut Silent).map(|_| ()),
         2,
         &["data.num_classes is 2", "3 identities"],
     );

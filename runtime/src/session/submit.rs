@@ -3,7 +3,9 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use super::receipt::token;
 use super::{Launch, Piece, Session};
+use crate::memory::TOKEN;
 use crate::{Error, Result};
 
 /// A launch that takes longer is told of: nothing can be cut there.
@@ -55,11 +57,15 @@ impl Session {
             let mut encoder =
                 self.device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             if index == 0 {
+                self.write_token()?;
                 self.encode_upload(&mut encoder);
             }
             self.encode_launches(&mut encoder, part.clone());
+            if let Some(receipts) = &self.receipts {
+                receipts.hand_on(&mut encoder, index);
+            }
             if index + 1 == parts.len() {
-                self.encode_download(&mut encoder)?;
+                self.encode_download(&mut encoder, parts.len())?;
             }
             let started = Instant::now();
             let submitted = self.device.submit(encoder)?;
@@ -73,6 +79,24 @@ impl Session {
             self.warn_of_long_launch(launch, took);
         }
         Ok(submission)
+    }
+
+    /// Where the token lies behind the inputs: a multiple of 8, as mapped ranges begin.
+    fn token_offset(&self) -> u64 {
+        self.plan.input_bytes.next_multiple_of(8)
+    }
+
+    /// Writes the token of the next step behind its inputs.
+    fn write_token(&self) -> Result<()> {
+        let upload = self.flights.get(self.next).and_then(|flight| flight.upload.as_ref());
+        if let (Some((buffer, _)), Some(_)) = (upload, &self.receipts) {
+            let at = self.token_offset();
+            let mut view = buffer
+                .get_mapped_range_mut(at..at + TOKEN)
+                .map_err(|error| self.device.cause(Error::gpu(error.to_string())))?;
+            view.copy_from_slice(&token(self.steps));
+        }
+        Ok(())
     }
 
     /// A kernel that alone takes as long as systems allow is worth a line; not on a CPU, which nobody resets.
@@ -114,12 +138,15 @@ impl Session {
         }
     }
 
-    /// Copies the fetched tensors to the staging buffer of the step.
-    fn encode_download(&self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+    /// Copies the fetched tensors, and the token that went through `parts` submissions, to the staging buffer of the step.
+    fn encode_download(&self, encoder: &mut wgpu::CommandEncoder, parts: usize) -> Result<()> {
         if let Some((buffer, _)) = self.flights.get(self.next).and_then(|flight| flight.download.as_ref()) {
             for (&id, &offset) in self.graph.fetched().iter().zip(&self.download_offsets) {
                 let region = self.region(id)?;
                 encoder.copy_buffer_to_buffer(region.buffer, region.offset, buffer, offset, region.bytes);
+            }
+            if let Some(receipts) = &self.receipts {
+                receipts.hand_over(encoder, parts, buffer, self.download_bytes);
             }
         }
         Ok(())
@@ -145,6 +172,9 @@ impl Session {
         if let (Some((buffer, _)), Some(inputs)) = (staged, &self.inputs) {
             buffer.unmap();
             encoder.copy_buffer_to_buffer(buffer, 0, inputs, 0, self.plan.input_bytes);
+            if let Some(receipts) = &self.receipts {
+                receipts.receive(encoder, buffer, self.token_offset());
+            }
         }
     }
 

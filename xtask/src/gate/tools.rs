@@ -106,9 +106,11 @@ fn python() -> Result<&'static str> {
 /// Xcode is not there, or has not got it.
 pub fn metal() -> Result<Tool> {
     let found = Command::new("xcrun")
-        .args(["-sdk", "macosx", "--find", "metal"])
+        // Found is not enough: from Xcode 26 on there is a program that only says what is to be downloaded.
+        .args(["-sdk", "macosx", "metal", "--version"])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
+        .stderr(Stdio::null())
         .status();
     if !found.is_ok_and(|status| status.success()) {
         bail!(

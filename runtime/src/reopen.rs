@@ -1,0 +1,108 @@
+//! Another device in the place of one that is gone, and whether there is room on one.
+
+use std::sync::Arc;
+
+use crate::adapters::{AdapterDescription, adapters, enumerate, no_adapter};
+use crate::device::{Device, DeviceOptions};
+use crate::{Error, Result};
+
+/// What it takes to open a device in the place of one that is gone. It does not hold on to that one: Direct3D 12 gives no other
+/// device of an adapter as long as one that was removed is there.
+#[derive(Clone, Debug)]
+pub struct Reopener {
+    gone: AdapterDescription,
+    options: DeviceOptions,
+}
+
+impl Reopener {
+    pub(crate) fn new(gone: AdapterDescription, options: DeviceOptions) -> Self {
+        Self { gone, options }
+    }
+
+    /// Whether it is the adapter of the device that is gone.
+    fn is_same(&self, other: &AdapterDescription) -> bool {
+        let told = |of: &AdapterDescription| (of.name.clone(), of.backend.clone(), of.driver.clone());
+        told(other) == told(&self.gone)
+    }
+
+    fn open(&self, index: usize) -> Result<Arc<Device>> {
+        Device::open(&DeviceOptions { select: Some(index.to_string()), ..self.options.clone() })
+    }
+
+    /// Opens the same adapter again.
+    ///
+    /// # Errors
+    /// It is not there, or cannot be opened: a driver that was reset may take a while.
+    pub fn same(&self) -> Result<Arc<Device>> {
+        let Some(found) = adapters().into_iter().find(|other| self.is_same(other)) else {
+            return Err(Error::NoAdapter {
+                found: format!("{} ({}) is not there any more", self.gone.name, self.gone.backend),
+                hint: "see whether `epl devices` lists it".into(),
+            });
+        };
+        self.open(found.index)
+    }
+
+    /// Opens the best other adapter; not a CPU in the place of a GPU, on which a training would never end.
+    ///
+    /// # Errors
+    /// There is none, or none can be opened.
+    pub fn other(&self) -> Result<Arc<Device>> {
+        let mut failed = None;
+        for found in adapters() {
+            if self.is_same(&found) || (found.kind == "Cpu" && self.gone.kind != "Cpu") {
+                continue;
+            }
+            match self.open(found.index) {
+                Ok(device) => return Ok(device),
+                Err(error) => drop(failed.get_or_insert(error)),
+            }
+        }
+        Err(failed.unwrap_or_else(no_adapter))
+    }
+}
+
+/// Percent of the memory that the driver lets a process have which buffers may take, where the driver tells.
+const MOST_OF_MEMORY: u8 = 95;
+
+impl Device {
+    /// Whether buffers of `bytes` bytes in all can be had beside those that there are. They are made, and freed again, on a device
+    /// of their own: it refuses what is beyond the driver's budget, which Windows would move to the host's memory.
+    ///
+    /// # Errors
+    /// A device that is lost.
+    pub fn has_room(&self, bytes: u64) -> Result<bool> {
+        const PIECE: u64 = 1 << 30;
+        self.check()?;
+        if let Some(most) = self.max_memory_bytes() {
+            return Ok(self.buffer_bytes() + bytes <= most);
+        }
+        let index = self.description().index;
+        let Some(adapter) = enumerate(Some(MOST_OF_MEMORY)).into_iter().nth(index) else {
+            return Err(no_adapter());
+        };
+        let request =
+            wgpu::DeviceDescriptor { required_limits: adapter.limits(), ..wgpu::DeviceDescriptor::default() };
+        let (device, _queue) = pollster::block_on(adapter.request_device(&request))
+            .map_err(|error| Error::gpu(format!("{}: {error}", self.description().name)))?;
+        // That it is lost for lack of memory is an answer, too.
+        device.on_uncaptured_error(Arc::new(|_| {}));
+        let piece = PIECE.min(adapter.limits().max_buffer_size).max(4);
+        let (mut held, mut left) = (Vec::new(), bytes.next_multiple_of(4));
+        while left > 0 {
+            let scope = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+            let buffer = device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("room"),
+                size: left.min(piece),
+                usage: wgpu::BufferUsages::STORAGE,
+                mapped_at_creation: false,
+            });
+            if pollster::block_on(scope.pop()).is_some() {
+                return Ok(false);
+            }
+            held.push(buffer);
+            left -= left.min(piece);
+        }
+        Ok(true)
+    }
+}
