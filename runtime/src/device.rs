@@ -1,8 +1,8 @@
 //! The GPU: choice of adapter, limits, features, buffers and pipelines. Knows kernels, no ops.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use crate::adapters::{AdapterDescription, adapters};
@@ -25,8 +25,8 @@ const WAIT_LIMIT: Duration = Duration::from_secs(600);
 /// How long the callbacks of work that is done may take: a thread that runs them may have to wait for its turn.
 pub(crate) const CALLBACK_LIMIT: Duration = Duration::from_secs(60);
 
-/// No buffer holds it by chance.
-const READ_TOKEN: [u8; 8] = *b"epl read";
+/// Bytes of the token of a read.
+const TOKEN: u64 = 8;
 
 /// How to open a device.
 #[derive(Clone, Debug, Default)]
@@ -95,6 +95,8 @@ pub struct Device {
     finished: Arc<AtomicU64>,
     /// A token that is read back behind everything else that is read, to know that all of it was copied.
     token: wgpu::Buffer,
+    /// Reads so far: their tokens. One that was used before may be found in memory that is used again.
+    reads: Mutex<u64>,
 }
 
 impl std::fmt::Debug for Device {
@@ -169,11 +171,10 @@ impl Device {
         });
         let token = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("token"),
-            size: READ_TOKEN.len() as u64,
+            size: TOKEN,
             usage: wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
-        queue.write_buffer(&token, 0, &READ_TOKEN);
         let used = format!("{features:?} {limits:?}");
         let fingerprint =
             kernel_fingerprint(&description.name, &description.backend, &description.driver, &used);
@@ -196,6 +197,7 @@ impl Device {
             health,
             finished: Arc::default(),
             token,
+            reads: Mutex::default(),
         })
     }
 
@@ -437,13 +439,19 @@ impl Device {
         self.at(Operation::Read);
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let all = bytes * parts.len() as u64;
-        let staging = self.buffer("read back", all + READ_TOKEN.len() as u64, usage)?;
+        let staging = self.buffer("read back", all + TOKEN, usage)?;
+        // Until it is submitted no other thread may write its own. A panic leaves behind a count.
+        let mut reads = self.reads.lock().unwrap_or_else(PoisonError::into_inner);
+        *reads += 1;
+        let token = reads.to_le_bytes();
+        self.queue.write_buffer(&self.token, 0, &token);
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         for (&(buffer, offset), index) in parts.iter().zip(0..) {
             encoder.copy_buffer_to_buffer(buffer, offset, &staging, index * bytes, bytes);
         }
-        encoder.copy_buffer_to_buffer(&self.token, 0, &staging, all, READ_TOKEN.len() as u64);
+        encoder.copy_buffer_to_buffer(&self.token, 0, &staging, all, TOKEN);
         let submission = self.submit(encoder)?;
+        drop(reads);
         let (sender, receiver) = std::sync::mpsc::channel();
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
             // The receiver is gone only if this function has already failed.
@@ -459,7 +467,7 @@ impl Device {
         }
         let view = staging.get_mapped_range(..).map_err(|error| self.cause(Error::gpu(error.to_string())))?;
         let mut data = view.to_vec();
-        if data.get(all as usize..(all as usize + READ_TOKEN.len())) != Some(&READ_TOKEN[..]) {
+        if data.get(all as usize..(all + TOKEN) as usize) != Some(&token[..]) {
             self.lose("it has not copied all that was to be read, and did not say so".into());
         }
         data.truncate(all as usize);

@@ -11,7 +11,7 @@ use crate::op::Dispatch;
 pub(crate) const IN_FLIGHT: usize = 3;
 
 /// Bytes of the token by which the host knows that a step was done.
-pub(crate) const TOKEN: u64 = 4;
+pub(crate) const TOKEN: u64 = 8;
 
 /// What a staging buffer is longer for a token, which is mapped at a multiple of 8.
 pub(crate) const TOKEN_PLACE: u64 = 16;

@@ -87,6 +87,8 @@ pub struct Session {
     /// The length of what is fetched: behind it is the token of the step.
     download_bytes: u64,
     receipts: Option<Receipts>,
+    /// What tells its tokens from those of other sessions.
+    number: u32,
     finished: VecDeque<Finished>,
     pace: Pace,
     /// When the last step ended, where the device has been busy with the next one since.
@@ -169,6 +171,7 @@ impl Session {
             download_offsets: Vec::new(),
             download_bytes: 0,
             receipts: None,
+            number: receipt::number(),
             finished: VecDeque::new(),
         };
         session.launches = session.build_launches()?;

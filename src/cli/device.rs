@@ -1,6 +1,7 @@
 //! The options that choose an adapter, and what of it is used.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::ValueEnum;
 use epl_runtime::faults::Faults;
@@ -35,6 +36,9 @@ pub struct DeviceArguments {
     /// Losses of the device that are brought about, to test what happens then: see `epl_runtime::faults`
     #[arg(long, global = true, env = "EPL_TEST_LOSE_DEVICE", hide = true, value_parser = faults)]
     test_lose_device: Option<Arc<Faults>>,
+    /// Seconds after which a device that finishes nothing counts as lost, to test what happens then
+    #[arg(long, global = true, env = "EPL_TEST_WAIT_LIMIT", hide = true)]
+    test_wait_limit: Option<u64>,
 }
 
 /// Whose limits kernels keep to.
@@ -58,6 +62,7 @@ impl DeviceArguments {
             webgpu_limits: self.limits == Limits::Webgpu,
             without: self.without.clone(),
             faults: self.test_lose_device.clone(),
+            wait_limit: self.test_wait_limit.map(Duration::from_secs),
             ..DeviceOptions::default()
         }
     }

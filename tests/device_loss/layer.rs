@@ -2,13 +2,15 @@
 //! `VK_ERROR_DEVICE_LOST`, for good. Compiled by the test beside it, with nothing but the standard library.
 //!
 //! `EPL_LAYER_LOSE=40,0,25` has the first device that submits anything lost at its 40th submission, the second one not, the
-//! third one at its 25th, and none after that. `EPL_LAYER_LOSE_AT=wait` has it lost at that wait instead.
+//! third one at its 25th, and none after that. A program that lets go of Vulkan begins to count anew. `EPL_LAYER_LOSE_AT` has something else happen then: `wait` has it lost at that wait
+//! instead, `hang` has it finish nothing any more, and `drop` has that one submission do nothing, as if it had been done.
 
 #![allow(non_snake_case, reason = "Vulkan's own names")]
 
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_void};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 type Handle = *mut c_void;
 type Function = unsafe extern "system" fn();
@@ -22,6 +24,7 @@ type Counter = unsafe extern "system" fn(Handle, u64, *mut u64) -> i32;
 type Idle = unsafe extern "system" fn(Handle) -> i32;
 
 const SUCCESS: i32 = 0;
+const TIMEOUT: i32 = 2;
 const ERROR_INITIALIZATION_FAILED: i32 = -3;
 const ERROR_DEVICE_LOST: i32 = -4;
 const LOADER_INSTANCE_CREATE_INFO: i32 = 47;
@@ -66,6 +69,30 @@ struct State {
     used: usize,
 }
 
+/// What becomes of a call.
+#[derive(Clone, Copy, PartialEq)]
+enum Fate {
+    Passes,
+    Lost,
+    Hangs,
+    Dropped,
+}
+
+/// `VkSubmitInfo`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct SubmitInfo {
+    kind: i32,
+    next: *const c_void,
+    waits: u32,
+    wait_semaphores: *const u64,
+    wait_stages: *const u32,
+    commands: u32,
+    command_buffers: *const Handle,
+    signals: u32,
+    signal_semaphores: *const u64,
+}
+
 #[derive(Clone, Copy, Default)]
 struct Life {
     /// Which device that submits it is; 0 before it does.
@@ -73,6 +100,9 @@ struct Life {
     submissions: u64,
     waits: u64,
     lost: bool,
+    hung: bool,
+    /// What the device last said to have finished.
+    finished: u64,
 }
 
 fn state() -> MutexGuard<'static, State> {
@@ -96,27 +126,38 @@ fn due(number: usize) -> Option<u64> {
     (at > 0).then_some(at)
 }
 
-/// Counts a call, and has the device lost where it is due. Whether it is lost.
-unsafe fn counted(handle: Handle, is_wait: bool) -> bool {
+/// Counts a call, and has something happen where it is due. What becomes of the call.
+unsafe fn counted(handle: Handle, is_wait: bool) -> Fate {
     let mut state = state();
     let State { devices, used, .. } = &mut *state;
-    let Some((next, life)) = devices.get_mut(&unsafe { key(handle) }) else { return false };
+    let Some((next, life)) = devices.get_mut(&unsafe { key(handle) }) else { return Fate::Passes };
     if life.number == 0 && !is_wait {
         *used += 1;
         life.number = *used;
     }
     let count = if is_wait { &mut life.waits } else { &mut life.submissions };
     *count += 1;
-    let at_wait = variable("EPL_LAYER_LOSE_AT") == "wait";
-    if !life.lost && at_wait == is_wait && due(life.number).is_some_and(|at| *count >= at) {
-        life.lost = true;
-        // What is under way ends first: the caller may free everything from now on.
-        let idle = unsafe { found::<Idle>(*next, c"vkDeviceWaitIdle") };
-        if let Some(idle) = idle {
-            unsafe { idle(next.device as Handle) };
+    let at = variable("EPL_LAYER_LOSE_AT");
+    let due = due(life.number).filter(|_| (at == "wait") == is_wait);
+    match (at.as_str(), due) {
+        ("drop", Some(due)) if *count == due => return Fate::Dropped,
+        ("drop", _) | (_, None) => {}
+        ("hang", Some(due)) => life.hung |= *count >= due,
+        (_, Some(due)) if *count >= due && !life.lost => {
+            life.lost = true;
+            // What is under way ends first: the caller may free everything from now on.
+            let idle = unsafe { found::<Idle>(*next, c"vkDeviceWaitIdle") };
+            if let Some(idle) = idle {
+                unsafe { idle(next.device as Handle) };
+            }
         }
+        _ => {}
     }
-    life.lost
+    match (life.lost, life.hung) {
+        (true, _) => Fate::Lost,
+        (false, true) => Fate::Hangs,
+        (false, false) => Fate::Passes,
+    }
 }
 
 /// The next layer's or the driver's function.
@@ -183,27 +224,90 @@ unsafe extern "system" fn create_device(
     }
 }
 
-macro_rules! intercepted {
-    ($name:ident as $kind:ident, $vulkan:literal, wait $wait:literal, $first:ident $(, $more:ident: $type:ty)*) => {
-        unsafe extern "system" fn $name($first: Handle $(, $more: $type)*) -> i32 {
-            unsafe {
-                if counted($first, $wait) {
-                    return ERROR_DEVICE_LOST;
-                }
-                match next_of($first).and_then(|next| found::<$kind>(next, $vulkan)) {
-                    Some(function) => function($first $(, $more)*),
-                    None => ERROR_INITIALIZATION_FAILED,
-                }
-            }
+/// Calls the driver's function.
+macro_rules! passed {
+    ($kind:ident, $vulkan:literal, $first:ident $(, $more:ident)*) => {
+        match next_of($first).and_then(|next| found::<$kind>(next, $vulkan)) {
+            Some(function) => function($first $(, $more)*),
+            None => ERROR_INITIALIZATION_FAILED,
         }
     };
 }
 
-intercepted!(queue_submit as Submit, c"vkQueueSubmit", wait false, queue, count: u32, submits: *const c_void, fence: u64);
-intercepted!(wait_semaphores as Wait, c"vkWaitSemaphores", wait true, device, info: *const c_void, timeout: u64);
-intercepted!(counter as Counter, c"vkGetSemaphoreCounterValue", wait true, device, semaphore: u64, value: *mut u64);
-intercepted!(queue_idle as Idle, c"vkQueueWaitIdle", wait true, queue);
-intercepted!(device_idle as Idle, c"vkDeviceWaitIdle", wait true, device);
+/// Waits as long as a device that does not answer: for ever.
+fn for_ever() -> ! {
+    loop {
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+unsafe extern "system" fn queue_submit(queue: Handle, count: u32, submits: *const c_void, fence: u64) -> i32 {
+    unsafe {
+        match counted(queue, false) {
+            Fate::Lost => ERROR_DEVICE_LOST,
+            Fate::Hangs => SUCCESS,
+            Fate::Passes => passed!(Submit, c"vkQueueSubmit", queue, count, submits, fence),
+            Fate::Dropped => {
+                let infos = std::slice::from_raw_parts(submits.cast::<SubmitInfo>(), count as usize);
+                let empty: Vec<SubmitInfo> =
+                    infos.iter().map(|info| SubmitInfo { commands: 0, ..*info }).collect();
+                let submits = empty.as_ptr().cast::<c_void>();
+                passed!(Submit, c"vkQueueSubmit", queue, count, submits, fence)
+            }
+        }
+    }
+}
+
+unsafe extern "system" fn wait_semaphores(device: Handle, info: *const c_void, timeout: u64) -> i32 {
+    unsafe {
+        match counted(device, true) {
+            Fate::Lost => ERROR_DEVICE_LOST,
+            Fate::Hangs => {
+                std::thread::sleep(Duration::from_nanos(timeout));
+                TIMEOUT
+            }
+            _ => passed!(Wait, c"vkWaitSemaphores", device, info, timeout),
+        }
+    }
+}
+
+unsafe extern "system" fn counter(device: Handle, semaphore: u64, value: *mut u64) -> i32 {
+    unsafe {
+        let fate = counted(device, true);
+        if fate == Fate::Lost {
+            return ERROR_DEVICE_LOST;
+        }
+        let answer = passed!(Counter, c"vkGetSemaphoreCounterValue", device, semaphore, value);
+        if let Some((_, life)) = state().devices.get_mut(&key(device)) {
+            if fate == Fate::Hangs {
+                *value = life.finished;
+            } else {
+                life.finished = *value;
+            }
+        }
+        answer
+    }
+}
+
+unsafe extern "system" fn queue_idle(queue: Handle) -> i32 {
+    unsafe {
+        match counted(queue, true) {
+            Fate::Lost => ERROR_DEVICE_LOST,
+            Fate::Hangs => for_ever(),
+            _ => passed!(Idle, c"vkQueueWaitIdle", queue),
+        }
+    }
+}
+
+unsafe extern "system" fn device_idle(device: Handle) -> i32 {
+    unsafe {
+        match counted(device, true) {
+            Fate::Lost => ERROR_DEVICE_LOST,
+            Fate::Hangs => for_ever(),
+            _ => passed!(Idle, c"vkDeviceWaitIdle", device),
+        }
+    }
+}
 
 /// The functions of this layer.
 unsafe fn own(name: &CStr) -> Answer {
@@ -236,13 +340,18 @@ unsafe fn own(name: &CStr) -> Answer {
 /// Called by Vulkan's loader.
 #[unsafe(no_mangle)]
 pub unsafe extern "system" fn epl_layer_get_device_proc_addr(device: Handle, name: *const c_char) -> Answer {
-    unsafe { own(CStr::from_ptr(name)).or_else(|| next_of(device).and_then(|next| (next.proc)(device, name))) }
+    unsafe {
+        own(CStr::from_ptr(name)).or_else(|| next_of(device).and_then(|next| (next.proc)(device, name)))
+    }
 }
 
 /// # Safety
 /// Called by Vulkan's loader.
 #[unsafe(no_mangle)]
-pub unsafe extern "system" fn epl_layer_get_instance_proc_addr(instance: Handle, name: *const c_char) -> Answer {
+pub unsafe extern "system" fn epl_layer_get_instance_proc_addr(
+    instance: Handle,
+    name: *const c_char,
+) -> Answer {
     unsafe {
         if let Some(function) = own(CStr::from_ptr(name)) {
             return Some(function);

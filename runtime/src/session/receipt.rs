@@ -6,6 +6,8 @@
 //! next one, from cell to cell, and the last one into the download. A submission that was not done to its end hands nothing on,
 //! and what arrives is the token of a step from before.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use super::Session;
 use crate::device::Device;
 use crate::memory::{TOKEN, receipt_cells};
@@ -14,10 +16,15 @@ use crate::{Error, Result};
 /// The cells in which a token is handed on: every other one in the same buffer, since nothing is copied within one.
 pub(super) struct Receipts([wgpu::Buffer; 2]);
 
-/// The token of a step.
-pub(super) fn token(step: u64) -> [u8; TOKEN as usize] {
-    // Zero is what new buffers hold.
-    (step as u32).wrapping_add(1).to_le_bytes()
+/// The token of a step of the session with this number. Memory that another session has left may hold one of its tokens.
+pub(super) fn token(session: u32, step: u64) -> [u8; TOKEN as usize] {
+    ((u64::from(session) << 32) | (step & u64::from(u32::MAX))).to_le_bytes()
+}
+
+/// A number that no other session has.
+pub(super) fn number() -> u32 {
+    static SESSIONS: AtomicU32 = AtomicU32::new(1);
+    SESSIONS.fetch_add(1, Ordering::Relaxed)
 }
 
 impl Receipts {
@@ -61,7 +68,7 @@ impl Receipts {
 impl Session {
     /// Whether the token of `step` came back.
     pub(super) fn check_receipt(&self, step: u64, found: Option<&[u8]>) -> Result<()> {
-        if found == Some(&token(step)[..]) {
+        if found == Some(&token(self.number, step)[..]) {
             return Ok(());
         }
         self.device.lose("it has not done all that it was given, and did not say so".into());

@@ -94,7 +94,7 @@ impl Session {
             let mut view = buffer
                 .get_mapped_range_mut(at..at + TOKEN)
                 .map_err(|error| self.device.cause(Error::gpu(error.to_string())))?;
-            view.copy_from_slice(&token(self.steps));
+            view.copy_from_slice(&token(self.number, self.steps));
         }
         Ok(())
     }
