@@ -21,20 +21,20 @@ const FEW: usize = 32;
 /// and other programs need some.
 const SHARE: f64 = 0.7;
 
-/// The images of a step, and their largest batch that `fits`, of data with so many images; the step alone where none does.
+/// The images of a step, and their largest batch that `fits` (asked with both), of data with so many images; the step alone where none does.
 ///
 /// # Errors
 /// That of `fits`.
 fn largest(
     config: &Config,
     images: usize,
-    mut fits: impl FnMut(usize) -> Result<bool>,
+    mut fits: impl FnMut(usize, usize) -> Result<bool>,
 ) -> Result<(usize, Option<usize>)> {
     let wanted = if config.optim.lr_batch > 0 { config.optim.lr_batch } else { STEP };
     // With less data the step is the largest power of two that they have: still cut without a rest.
     let step = if images < wanted { 1 << images.max(2).ilog2() } else { wanted };
     for batch in (2..=step).rev().filter(|batch| step.is_multiple_of(*batch)) {
-        if fits(batch)? {
+        if fits(step, batch)? {
             return Ok((step, Some(batch)));
         }
     }
@@ -109,9 +109,8 @@ pub fn decide(
     }
     let mut found =
         Err(Error::usage("no batch was tried", "this is a fault of the program; please report it"));
-    let (step, batch) = largest(config, images, |batch| {
-        // That of a step of several batches, however many: they cost the same but for what the first one alone needs.
-        found = peak_bytes(&with_batch(config, 2 * batch, batch), classes, caps);
+    let (step, batch) = largest(config, images, |step, batch| {
+        found = peak_bytes(&with_batch(config, step, batch), classes, caps);
         match &found {
             Ok(bytes) => room.has(*bytes),
             Err(Error::Runtime(RuntimeError::Limit { .. })) => Ok(false),
@@ -154,7 +153,7 @@ mod tests {
     fn found(lr_batch: usize, images: usize, most: usize) -> (usize, Option<usize>) {
         let mut config = Config::default();
         config.optim.lr_batch = lr_batch;
-        largest(&config, images, |batch| Ok(batch <= most)).unwrap()
+        largest(&config, images, |_, batch| Ok(batch <= most)).unwrap()
     }
 
     #[test]

@@ -113,7 +113,7 @@ fn lost_fifty_times_at_random_it_ends_in_the_same_bits() {
         while losses - before < 17 {
             let name = format!("lost-{runs}");
             runs += 1;
-            let faults: Vec<String> = (0..8).map(|_| drawn(&mut random)).collect();
+            let faults: Vec<String> = (0..11).map(|_| drawn(&mut random)).collect();
             losses += lost(&place, &name, &faults.join(","), more).1;
             place.same(&name, &undisturbed);
         }
