@@ -428,8 +428,14 @@ impl Device {
 
     /// Reads a range of a buffer back, waiting for the GPU.
     pub(crate) fn read(&self, buffer: &wgpu::Buffer, offset: u64, bytes: u64) -> Result<Vec<u8>> {
+        // Behind what is read there is a token, and together they are no more than a buffer holds.
+        let most = (self.caps.max_buffer_bytes.saturating_sub(TOKEN) / 4 * 4).max(4);
         let size = bytes.next_multiple_of(4);
-        let mut data = self.read_parts(&[(buffer, offset)], size)?;
+        let mut data = Vec::with_capacity(size as usize);
+        for first in (0..size).step_by(most as usize) {
+            let length = most.min(size - first);
+            data.extend_from_slice(&self.read_parts(&[(buffer, offset + first)], length)?);
+        }
         data.truncate(bytes as usize);
         Ok(data)
     }
