@@ -145,7 +145,7 @@ pub fn bench(root: &Path, arguments: &[String]) -> std::result::Result<Result<()
 }
 
 fn measure(root: &Path, options: &Options) -> Result<()> {
-    let program = build(root, &["--release", "--bench", "work"])?;
+    let program = build(root, "work", &["--release", "--bench", "work"])?;
     let mut command = options.command(&program);
     command.args(["--serve", "--tune", options.tune.as_deref().unwrap_or("auto"), "--kernel-cache"]);
     // Not that of the user, in which runs keep what they were started with.
@@ -216,8 +216,8 @@ fn has_cuda(options: &Options) -> bool {
 fn start_peer(root: &Path, peer: &str, cpu: bool, options: &Options) -> Result<Side> {
     let folder = root.join("benches").join("peers");
     if peer == "burn" {
-        let program =
-            build(&folder.join("burn"), &["--release", "--locked"]).context("it cannot be built")?;
+        let program = build(&folder.join("burn"), "epl-bench-burn", &["--release", "--locked"])
+            .context("it cannot be built")?;
         let mut command = options.command(&program);
         if cpu {
             // It looks for a GPU otherwise.

@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::stage::{cargo, duration, say};
+use crate::stage::{build, duration, say};
 use process::{End, Life, Memory, Process};
 
 pub const HELP: &str = "\
 Usage: cargo xtask soak [--minutes N] [--seed N] [--epochs N]
 
 Trains a small network undisturbed, then again and again with random kills, lost GPUs and (on Unix) full disks, and
-fails unless every one of these ends in the bits of the first. Says how often each was survived, and how much memory the
-processes took.
+fails unless every one of these ends in the bits of the first, and where a process grows by more than a quarter. Says how
+often each was survived, and how much memory the processes took.
 
 Options:
   --minutes N        how long, the first training not counted [default: 60]
@@ -134,7 +134,8 @@ struct Tally {
     losses: u32,
     gave_up: u32,
     full_disks: u32,
-    memory: Memory,
+    /// In the first half of the time, and in the second.
+    memory: [Memory; 2],
 }
 
 /// Runs `cargo xtask soak` with `arguments`.
@@ -169,7 +170,8 @@ fn run(root: &Path, options: &Options) -> Result<()> {
     while Instant::now() < until {
         let name = format!("training-{}", tally.trainings);
         let began = Instant::now();
-        disturbed(&place, &name, whole, &mut dice, &mut tally)?;
+        let half = until.saturating_duration_since(began) < Duration::from_secs(30 * options.minutes);
+        disturbed(&place, &name, (whole, usize::from(half)), &mut dice, &mut tally)?;
         ensure!(
             place.weights(&name)? == undisturbed,
             "{} differs from that of the undisturbed training",
@@ -203,11 +205,19 @@ fn report(tally: &Tally, undisturbed: &Memory, whole: Duration) {
         say(format_args!("{what:<44}{count}"));
     }
     say(format_args!("{:<44}{undisturbed}", "memory, undisturbed"));
-    say(format_args!("{:<44}{}", "memory, disturbed", tally.memory));
+    let [first, second] = &tally.memory;
+    say(format_args!("{:<44}{first}", "memory, disturbed, first half of the time"));
+    say(format_args!("{:<44}{second}", "memory, disturbed, second half"));
 }
 
-/// One training, disturbed until it is done.
-fn disturbed(place: &Place, name: &str, whole: Duration, dice: &mut Dice, tally: &mut Tally) -> Result<()> {
+/// One training, disturbed until it is done, in this half of the time. Undisturbed it takes `whole`.
+fn disturbed(
+    place: &Place,
+    name: &str,
+    (whole, half): (Duration, usize),
+    dice: &mut Dice,
+    tally: &mut Tally,
+) -> Result<()> {
     let mut arguments = place.arguments(name);
     arguments.push("--resume".into());
     let state = place.largest_file("undisturbed")?;
@@ -218,7 +228,9 @@ fn disturbed(place: &Place, name: &str, whole: Duration, dice: &mut Dice, tally:
         // Half of them live long enough to show whether memory grows.
         let share = if dice.below(2) == 0 { 0.05 + dice.below(1000) as f64 / 2000.0 } else { 4.0 };
         let process = Process::start(&place.epl, &place.folder, &arguments, limit, &lost)?;
-        let life = process.live(whole.mul_f64(share), &mut tally.memory)?;
+        let [first, second] = &mut tally.memory;
+        let memory = if half == 0 { first } else { second };
+        let life = process.live(whole.mul_f64(share), memory)?;
         tally.processes += 1;
         tally.losses += life.losses();
         if life.end == End::Done && !place.folder.join(name).join("report.html").is_file() {
@@ -233,9 +245,8 @@ fn disturbed(place: &Place, name: &str, whole: Duration, dice: &mut Dice, tally:
 
 /// Counts how a process ended; whether the training is done.
 fn ended(life: Life, starved: bool, folder: &Path, tally: &mut Tally) -> Result<bool> {
-    if starved && (life.end == End::Failed || life.said.contains("no checkpoint after step")) {
-        tally.full_disks += 1;
-    }
+    let full = starved && life.met_full_disk();
+    tally.full_disks += u32::from(full);
     match life.end {
         End::Done => return Ok(true),
         End::Killed => {
@@ -243,7 +254,7 @@ fn ended(life: Life, starved: bool, folder: &Path, tally: &mut Tally) -> Result<
             tally.kills_while_writing += u32::from(process::any_partial(folder));
         }
         End::Failed if life.said.contains("times in a row") => tally.gave_up += 1,
-        End::Failed if starved => {}
+        End::Failed if full => {}
         End::Failed => bail!("a training failed that nothing had disturbed in that way:\n{}", life.said),
     }
     Ok(false)
@@ -258,8 +269,7 @@ struct Place {
 
 impl Place {
     fn new(root: &Path, options: &Options) -> Result<Self> {
-        say(format_args!("building epl ..."));
-        let epl = built(root)?;
+        let epl = build(root, "epl", &["--release", "--bin", "epl"])?;
         let folder = root.join("target").join("soak");
         if folder.exists() {
             std::fs::remove_dir_all(&folder).context("what an earlier soak left")?;
@@ -303,22 +313,6 @@ impl Place {
         }
         Ok(largest)
     }
-}
-
-/// Builds the program as users do, and says where it is.
-fn built(root: &Path) -> Result<PathBuf> {
-    let output = cargo(root)
-        .args(["build", "--release", "--bin", "epl", "--message-format", "json-render-diagnostics"])
-        .stderr(std::process::Stdio::inherit())
-        .output()
-        .context("cargo")?;
-    ensure!(output.status.success(), "epl does not build");
-    let text = String::from_utf8_lossy(&output.stdout);
-    let executable = |line: &str| {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        message.get("executable")?.as_str().map(PathBuf::from)
-    };
-    text.lines().filter_map(executable).next_back().context("cargo names no program that it built")
 }
 
 #[cfg(test)]

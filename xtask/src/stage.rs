@@ -83,11 +83,11 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Builds the package in a folder and returns where the program is that was made last.
+/// Builds the package in a folder and returns where its program of this name is.
 ///
 /// # Errors
-/// It could not be built, or there is no program in it.
-pub fn build(folder: &Path, arguments: &[&str]) -> Result<PathBuf> {
+/// It could not be built, or there is no such program in it.
+pub fn build(folder: &Path, name: &str, arguments: &[&str]) -> Result<PathBuf> {
     let mut command = cargo(folder);
     command.args(["build", "--message-format=json-render-diagnostics"]).args(arguments);
     say(format_args!("building in {}", folder.display()));
@@ -95,10 +95,17 @@ pub fn build(folder: &Path, arguments: &[&str]) -> Result<PathBuf> {
     if !output.status.success() {
         bail!("cargo ended with {}", output.status);
     }
-    let text = String::from_utf8_lossy(&output.stdout);
-    let messages = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let programs = messages.filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?)));
-    programs.reduce(|_, last| last).context("cargo made no program")
+    let messages = String::from_utf8_lossy(&output.stdout);
+    program(&messages, name).with_context(|| format!("cargo made no program {name}"))
+}
+
+/// The program of this name in cargo's messages, which come in any order and tell of programs that come along with it.
+fn program(messages: &str, name: &str) -> Option<PathBuf> {
+    let mut messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    messages.find_map(|message| {
+        let path = message["executable"].as_str()?;
+        (message["target"]["name"] == name).then(|| PathBuf::from(path))
+    })
 }
 
 /// Writes a line to standard output. Unlike `println!` it survives a reader that has gone away.
@@ -135,6 +142,18 @@ mod tests {
         let line = |name: &str| summary.lines().find(|line| line.contains(name)).unwrap().to_owned();
         assert!(line("first").contains("ok") && !line("first").contains("FAILED"), "{summary}");
         assert!(line("second").contains("FAILED"), "{summary}");
+    }
+
+    #[test]
+    fn a_program_is_found_by_its_name() {
+        let messages = r#"{"reason": "compiler-artifact", "target": {"name": "epl"}, "executable": null}
+            rubbish
+            {"reason": "compiler-artifact", "target": {"name": "work"}, "executable": "target/deps/work-1"}
+            {"reason": "compiler-artifact", "target": {"name": "epl"}, "executable": "target/epl"}
+            {"reason": "build-finished", "success": true}"#;
+        assert_eq!(program(messages, "work"), Some("target/deps/work-1".into()));
+        assert_eq!(program(messages, "epl"), Some("target/epl".into()));
+        assert_eq!(program(messages, "other"), None);
     }
 
     #[test]

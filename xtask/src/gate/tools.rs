@@ -31,7 +31,7 @@ pub fn driver(root: &Path) -> Result<PathBuf> {
     // It is no part of the workspace, whose tests leave it out.
     run(cargo(&folder).args(["test", "--quiet"]).args(arguments))
         .context("the gate's own program fails its tests")?;
-    build(&folder, &arguments)
+    build(&folder, "epl-gate", &arguments)
 }
 
 /// SPIRV-Tools.

@@ -6,12 +6,15 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 /// Between two looks at a process.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long a process has to live before its memory says anything.
 const SETTLED: Duration = Duration::from_secs(20);
+/// The share by which a process may grow from the first third of its life to the last: allocators keep what they had, the more so
+/// with each GPU that was lost.
+const MAY_GROW: f64 = 0.25;
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +39,11 @@ impl Life {
     /// How often its GPU was lost.
     pub fn losses(&self) -> u32 {
         self.said.matches("warning: the GPU was lost:").count() as u32
+    }
+
+    /// Whether a file could not be written to its end.
+    pub fn met_full_disk(&self) -> bool {
+        ["File too large", "No space left"].iter().any(|words| self.said.contains(words))
     }
 }
 
@@ -83,7 +91,7 @@ impl Process {
     /// Lets it live for at most `most`, then kills it.
     ///
     /// # Errors
-    /// Where the system does not tell of it.
+    /// Where the system does not tell of it, or its memory grew as that of a process does that lets go of nothing.
     pub fn live(mut self, most: Duration, memory: &mut Memory) -> Result<Life> {
         let started = Instant::now();
         let mut seen = Vec::new();
@@ -100,8 +108,10 @@ impl Process {
             seen.extend(resident(self.child.id()).map(|bytes| (started.elapsed(), bytes)));
             std::thread::sleep(LOOK_EVERY);
         };
-        memory.take(&seen);
         let said = self.listener.join().unwrap_or_default();
+        if let Some(growth) = memory.take(&seen) {
+            ensure!(growth.share() <= MAY_GROW, "a process grew {growth}:\n{said}");
+        }
         Ok(Life { end, said })
     }
 }
@@ -114,33 +124,66 @@ fn resident(process: u32) -> Option<u64> {
     Some(kib * 1024)
 }
 
+/// How the memory of a process changed.
+#[derive(Clone, Copy, Debug)]
+pub struct Growth {
+    lived: Duration,
+    /// Median bytes of the first third of its life, and of the last.
+    before: u64,
+    after: u64,
+}
+
+impl Growth {
+    /// Of what was seen of a process, when and how many bytes; nothing where it did not live for long.
+    fn of(seen: &[(Duration, u64)]) -> Option<Self> {
+        let settled: Vec<(Duration, u64)> =
+            seen.iter().copied().filter(|(after, _)| *after >= SETTLED).collect();
+        let third = settled.len() / 3;
+        let before = median(settled.get(..third)?)?;
+        let after = median(settled.get(settled.len() - third..)?)?;
+        Some(Self { lived: settled.last()?.0, before, after })
+    }
+
+    fn share(&self) -> f64 {
+        self.after as f64 / self.before.max(1) as f64 - 1.0
+    }
+}
+
+impl Display for Growth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "from {:.0} MiB in the first third of its life to {:.0} MiB in the last, of {} s",
+            mib(self.before),
+            mib(self.after),
+            self.lived.as_secs()
+        )
+    }
+}
+
 /// Memory of processes.
 #[derive(Debug, Default)]
 pub struct Memory {
     peak: u64,
-    /// Of the process that grew the most from the first third of its life to the last, medians: time, before and after.
-    growth: Option<(Duration, u64, u64)>,
+    /// Of the process that grew the most.
+    growth: Option<Growth>,
 }
 
 impl Memory {
-    /// Takes what was seen of a process: when, and how many bytes.
-    fn take(&mut self, seen: &[(Duration, u64)]) {
+    /// Takes what was seen of a process: when, and how many bytes. Returns how it grew, where it lived for long enough.
+    fn take(&mut self, seen: &[(Duration, u64)]) -> Option<Growth> {
         let peak = seen.iter().map(|(_, bytes)| *bytes).max().unwrap_or_default();
         self.peak = self.peak.max(peak);
-        let settled: Vec<(Duration, u64)> =
-            seen.iter().copied().filter(|(after, _)| *after >= SETTLED).collect();
-        let third = settled.len() / 3;
-        let (Some(first), Some(last)) = (settled.get(..third), settled.get(settled.len() - third..)) else {
-            return;
-        };
-        let (Some(before), Some(after)) = (median(first), median(last)) else { return };
-        let lived = settled.last().map_or(Duration::ZERO, |(after, _)| *after);
-        let grew = |(_, before, after): &(Duration, u64, u64)| after.saturating_sub(*before);
-        let this = (lived, before, after);
-        if self.growth.as_ref().is_none_or(|most| grew(&this) > grew(most)) {
-            self.growth = Some(this);
+        let growth = Growth::of(seen)?;
+        if self.growth.is_none_or(|most| growth.share() > most.share()) {
+            self.growth = Some(growth);
         }
+        Some(growth)
     }
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }
 
 fn median(seen: &[(Duration, u64)]) -> Option<u64> {
@@ -154,16 +197,9 @@ impl Display for Memory {
         if self.peak == 0 {
             return write!(f, "not known on this system");
         }
-        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         write!(f, "{:.0} MiB at most", mib(self.peak))?;
-        if let Some((lived, before, after)) = self.growth {
-            write!(
-                f,
-                "; most growth in a process, from the first third of its life to the last: {:.0} to {:.0} MiB in {} s",
-                mib(before),
-                mib(after),
-                lived.as_secs()
-            )?;
+        if let Some(growth) = self.growth {
+            write!(f, "; the process that grew most: {growth}")?;
         }
         Ok(())
     }
@@ -189,12 +225,15 @@ mod tests {
             let bytes = |i: u64| (from + (to - from) * i / 59) << 20;
             (0..60).map(|i| (Duration::from_secs(20 + i), bytes(i))).collect()
         };
-        memory.take(&seen(100, 101));
-        memory.take(&seen(100, 159));
-        memory.take(&seen(300, 302));
+        let grew = |memory: &mut Memory, from, to| memory.take(&seen(from, to)).unwrap().share();
+        assert!(grew(&mut memory, 100, 110) < MAY_GROW);
+        assert!(grew(&mut memory, 100, 159) > MAY_GROW);
+        assert!(grew(&mut memory, 300, 302) < MAY_GROW);
         // Too short a life says nothing of growth.
-        memory.take(&[(Duration::from_secs(1), 1 << 30)]);
+        assert!(memory.take(&[(Duration::from_secs(1), 1 << 30)]).is_none());
         let text = memory.to_string();
-        assert!(text.starts_with("1024 MiB at most") && text.contains("110 to 150 MiB in 79 s"), "{text}");
+        assert!(text.starts_with("1024 MiB at most"), "{text}");
+        let most = "from 110 MiB in the first third of its life to 150 MiB in the last, of 79 s";
+        assert!(text.ends_with(most), "{text}");
     }
 }
