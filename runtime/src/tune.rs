@@ -6,23 +6,25 @@
 //! choose, and another one wins where it is faster by more than the noise, agrees with the rules' kernel at full size, and with
 //! the f64 reference on a smaller problem ([`Op::smaller`]) for which the same kernels with the same constants run.
 
+mod proof;
+
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::caps::Caps;
-use crate::case::{Case, Tolerance, normal};
-use crate::check::run_case_with;
+use crate::case::normal;
 use crate::choice::{Choices, RULE, key};
 use crate::device::Device;
 use crate::graph::Graph;
-use crate::host::{Array, HostTensor};
+use crate::host::HostTensor;
 use crate::inspect::node_seconds;
 use crate::op::{Lowered, Lowering, Op, Record, TensorId};
 use crate::plan::{Plan, PlanOptions};
 use crate::session::{Session, SessionOptions};
 use crate::store::Store;
 use crate::{DType, Error, Result, TensorDesc};
+use proof::{agrees_with_rule, check};
 
 /// How much tuning may take.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -60,6 +62,47 @@ pub struct TunedOp {
     pub open: Vec<String>,
 }
 
+impl TunedOp {
+    /// An op of which nothing is known but that `variant` is not to be run, and why.
+    pub fn without(key: &str, variant: &str, why: &str) -> Self {
+        Self {
+            key: key.to_owned(),
+            times: 0,
+            choice: RULE.to_owned(),
+            seconds: BTreeMap::new(),
+            rejected: BTreeMap::from([(variant.to_owned(), why.to_owned())]),
+            open: Vec::new(),
+        }
+    }
+
+    /// Whether there is something left to be measured.
+    pub fn is_begun(&self) -> bool {
+        !self.open.is_empty() || self.seconds.is_empty()
+    }
+
+    /// Whether `variant` is still to be tried: of an op of which nothing was timed, all but those that are rejected.
+    fn is_open(&self, variant: &str) -> bool {
+        match self.seconds.is_empty() {
+            true => !self.rejected.contains_key(variant),
+            false => self.open.iter().any(|open| open == variant),
+        }
+    }
+}
+
+/// What [`tune`] tells as it goes on.
+#[derive(Clone, Copy, Debug)]
+pub enum Progress<'a> {
+    /// A variant is about to run. Who notes it knows which one it was that the GPU, or all of the machine, did not outlive.
+    Tries {
+        /// The op, as [`Choices`] name it.
+        key: &'a str,
+        /// One of its variants, or [`RULE`].
+        variant: &'a str,
+    },
+    /// An op was measured.
+    Measured(&'a TunedOp),
+}
+
 /// The outcome of tuning.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tuned {
@@ -77,10 +120,6 @@ struct Candidate {
     times: usize,
 }
 
-/// FLOPs of a problem that is compared with the reference: about a second of naive loops at most.
-const REFERENCE_FLOPS: f64 = 5e7;
-/// The most FLOPs of one, where less of the op runs other kernels.
-const MOST_REFERENCE_FLOPS: f64 = 2e9;
 /// A variant whose first run takes this many times what the rules' kernel takes is not timed further.
 const HOPELESS: f64 = 1.5;
 /// Runs of a variant in a round, and the time of a round.
@@ -88,7 +127,8 @@ const RUNS: std::ops::RangeInclusive<usize> = 3..=9;
 const ROUND: Duration = Duration::from_millis(300);
 
 /// Measures the variants of every op of `graphs` that has any and is not in `known`, those that matter most first. Of an op in
-/// `begun`, what an earlier call found of it, it tries the variants that are open.
+/// `begun`, what an earlier call found of it, it tries the variants that are open. `progress` is told what is about to run, and
+/// what was found.
 ///
 /// However short the time is, if there is any, a call settles at least one variant, so that calls with what the earlier ones
 /// found come to an end.
@@ -101,7 +141,7 @@ pub fn tune(
     known: &Choices,
     begun: &[TunedOp],
     options: &TuneOptions,
-    progress: &mut dyn FnMut(&TunedOp),
+    progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Tuned> {
     let deadline = Instant::now() + options.time;
     let mut tuned = Tuned::default();
@@ -109,12 +149,12 @@ pub fn tune(
         let before = begun.iter().find(|op| op.key == candidate.key);
         let first = tuned.ops.is_empty() && !options.time.is_zero();
         let found = match first || Instant::now() < deadline {
-            true => tune_op(device, &candidate, before, options, deadline),
+            true => tune_op(device, &candidate, before, options, deadline, progress),
             false => Ok(None),
         };
         match found {
             Ok(Some(op)) => {
-                progress(&op);
+                progress(Progress::Measured(&op));
                 tuned.ops.push(op);
             }
             Ok(None) | Err(Error::Limit { .. } | Error::OutOfMemory { .. }) => {
@@ -321,13 +361,13 @@ fn begin(candidate: &Candidate, before: Option<&TunedOp>, by_rule: f64) -> Tuned
         rejected: BTreeMap::new(),
         open: Vec::new(),
     };
-    if let Some(before) = before
-        && let Some(&then) = before.seconds.get(RULE)
-    {
-        let now = |(name, seconds): (&String, &f64)| (name.clone(), seconds * by_rule / then);
-        tuned.seconds = before.seconds.iter().map(now).collect();
-        tuned.choice.clone_from(&before.choice);
+    if let Some(before) = before {
         tuned.rejected.clone_from(&before.rejected);
+        if let Some(&then) = before.seconds.get(RULE) {
+            let now = |(name, seconds): (&String, &f64)| (name.clone(), seconds * by_rule / then);
+            tuned.seconds = before.seconds.iter().map(now).collect();
+            tuned.choice.clone_from(&before.choice);
+        }
     }
     tuned.seconds.insert(RULE.to_owned(), by_rule);
     tuned
@@ -340,12 +380,15 @@ fn tune_op(
     before: Option<&TunedOp>,
     options: &TuneOptions,
     deadline: Instant,
+    progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Option<TunedOp>> {
     let Some((op, inputs)) = that_fits(device, candidate, options.bytes)? else { return Ok(None) };
     let alone = Alone::new(device, &op, &inputs)?;
     let rule = alone.session(RULE)?;
     let of_both = |variant: &str| Ok::<_, Error>(alone.bytes(variant)?.beside(alone.bytes(RULE)?));
     alone.fill(&inputs)?;
+    let mut tries = |variant: &str| progress(Progress::Tries { key: &candidate.key, variant });
+    tries(RULE);
     let mut different = vec![lowered(device, op.as_ref(), &inputs, None)?];
     let Some(of_rule) = round(&rule, f64::INFINITY)? else { return Ok(None) };
     // Others are measured by it alone: one that is fast may turn out to be wrong.
@@ -357,7 +400,7 @@ fn tune_op(
     };
     let mut faster: Vec<(f64, String)> = Vec::new();
     let mut settled = 0;
-    let open = |name: &String| before.is_none_or(|before| before.open.contains(name));
+    let open = |name: &String| before.is_none_or(|before| before.is_open(name));
     let mut variants = op.variants(device.caps(), &inputs).into_iter().filter(open);
     for variant in variants.by_ref() {
         // What the rules choose, and what a shape makes of two names, is timed once.
@@ -375,6 +418,7 @@ fn tune_op(
             tuned.open.push(variant);
             break;
         }
+        tries(&variant);
         match attempt(&alone, &variant, by_rule)? {
             Attempt::Timed(time) => {
                 tuned.seconds.insert(variant.clone(), time);
@@ -400,6 +444,7 @@ fn tune_op(
             tuned.open.push(variant);
             break;
         }
+        tries(&variant);
         match confirm(device, candidate, options, (&alone, &op, &inputs), &rule, &variant) {
             Ok(Verdict::Right) => {
                 tuned.choice = variant;
@@ -474,105 +519,4 @@ fn that_fits(
             None => return Ok(None),
         }
     }
-}
-
-/// How far rounding may take a result: sums of terms of random signs err by the order of the square root of their number.
-fn tolerance(op: &dyn Op, inputs: &[TensorDesc], outputs: &[TensorDesc]) -> Tolerance {
-    let elements: usize = outputs.iter().map(|desc| desc.shape.elements()).sum();
-    let terms = op.cost(inputs, outputs).flops / 2.0 / elements.max(1) as f64;
-    let half = outputs.iter().any(|desc| desc.dtype == DType::F16);
-    Tolerance {
-        relative: 1e-5_f64.max(4e-7 * terms.sqrt()),
-        // A unit in the last of 11 bits.
-        rounding: if half { 1e-3 } else { 0.0 },
-        ..Tolerance::default()
-    }
-}
-
-/// What differs between a variant's results and those of the rules' kernel, if anything.
-fn agrees_with_rule(
-    alone: &Alone,
-    op: &Arc<dyn Op>,
-    inputs: &[TensorDesc],
-    rule: &Session,
-    session: &Session,
-) -> Result<Option<String>> {
-    let one = tolerance(op.as_ref(), inputs, &op.infer(inputs)?);
-    // Either may be off by as much.
-    let both = Tolerance { relative: 2.0 * one.relative, rounding: 2.0 * one.rounding, ..one };
-    for &id in &alone.outputs {
-        let (want, got) = (floats(&rule.read(id)?), floats(&session.read(id)?));
-        if let Some((index, got, want)) = first_fault(&got, &want, both) {
-            return Ok(Some(format!("element {index} is {got}, that of the rule's kernel {want}")));
-        }
-    }
-    Ok(None)
-}
-
-fn floats(tensor: &HostTensor) -> Vec<f32> {
-    match tensor.as_f32() {
-        Ok(values) => values.to_vec(),
-        Err(_) => Array::from(tensor).data.into_iter().map(|value| value as f32).collect(),
-    }
-}
-
-/// The first element that is further from what it should be than `tolerance` allows, as
-/// [`compare`](crate::check::compare) understands it; for tensors of hundreds of millions of elements.
-fn first_fault(got: &[f32], want: &[f32], tolerance: Tolerance) -> Option<(usize, f32, f32)> {
-    let squares = want.iter().filter(|v| v.is_finite()).map(|&v| f64::from(v) * f64::from(v)).sum::<f64>();
-    let rms = (squares / want.len().max(1) as f64).sqrt();
-    let right = |got: f32, want: f32| {
-        let (g, w) = (f64::from(got), f64::from(want));
-        let allowed =
-            tolerance.relative * w.abs().max(rms) + tolerance.rounding * w.abs() + tolerance.absolute;
-        // A NaN is never right.
-        g == w || (g - w).abs() <= allowed
-    };
-    let wrong = got.iter().zip(want).position(|(&got, &want)| !right(got, want));
-    wrong.and_then(|index| Some((index, *got.get(index)?, *want.get(index)?)))
-}
-
-/// What differs between a variant's results and the reference, if anything: on less of the op, for which its kernels run with
-/// the same constants, within `room` bytes.
-fn check(device: &Arc<Device>, candidate: &Candidate, variant: &str, room: u64) -> Result<Option<String>> {
-    let of = |op: &dyn Op, inputs: &[TensorDesc], variant| lowered(device, op, inputs, variant);
-    let (mut op, mut inputs) = (candidate.op.clone(), candidate.inputs.clone());
-    // What the rules run at full size, sums of parts and copies, needs no proof of its own.
-    let trusted = kernels(&of(op.as_ref(), &inputs, None)?);
-    let needed: HashSet<String> =
-        kernels(&of(op.as_ref(), &inputs, Some(variant))?).difference(&trusted).cloned().collect();
-    let flops =
-        |op: &dyn Op, inputs: &[TensorDesc]| -> Result<f64> { Ok(op.cost(inputs, &op.infer(inputs)?).flops) };
-    let fits = |op: &Arc<dyn Op>, inputs: &[TensorDesc]| -> Result<bool> {
-        match Alone::new(device, op, inputs)?.bytes(variant) {
-            // Its session fills results with NaN beforehand, from a buffer as large as the largest.
-            Ok(bytes) => Ok(bytes.beside(bytes) <= room),
-            Err(Error::Limit { .. }) => Ok(false),
-            Err(error) => Err(error),
-        }
-    };
-    while flops(op.as_ref(), &inputs)? > REFERENCE_FLOPS || !fits(&op, &inputs)? {
-        let Some((less, fewer)) = op.smaller(&inputs) else { break };
-        let runs = of(less.as_ref(), &fewer, Some(variant));
-        if !runs.is_ok_and(|runs| kernels(&runs).is_superset(&needed)) {
-            break;
-        }
-        (op, inputs) = (less, fewer);
-    }
-    if flops(op.as_ref(), &inputs)? > MOST_REFERENCE_FLOPS || !fits(&op, &inputs)? {
-        return Ok(Some("no problem small enough for the reference runs the same kernels".into()));
-    }
-    let drawn = inputs.iter().zip(1..).map(|(desc, seed)| match desc.dtype {
-        DType::F32 => normal(desc.shape.clone(), 1.0, seed),
-        DType::F16 => normal(desc.shape.clone(), 1.0, seed).half(),
-        DType::U32 => crate::case::integers(desc.shape.clone(), 1, seed),
-    });
-    let mut case = Case::shared(variant, op.clone(), drawn.collect());
-    case.tolerance = tolerance(op.as_ref(), &inputs, &op.infer(&inputs)?);
-    let choices = Choices::from_iter([(key(op.as_ref(), &inputs), variant)]);
-    let worst = run_case_with(device, &case, Arc::new(choices))?;
-    Ok((!worst.passes()).then(|| {
-        let (tensor, index, got, want) = (&worst.tensor, worst.index, worst.got, worst.want);
-        format!("{tensor}[{index}] is {got}, the reference makes it {want}")
-    }))
 }

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use epl_runtime::choice::{Choices, RULE};
-use epl_runtime::tune::{TuneOptions, TunedOp, keys, tune};
+use epl_runtime::tune::{Progress, TuneOptions, TunedOp, keys, tune};
 use epl_runtime::{Caps, Device, Graph, Plan, PlanOptions};
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +20,7 @@ use crate::interchange::files::write_atomically;
 use crate::model::ModelSpec;
 use crate::train::step::record_step;
 use crate::train::trainer::{EVALUATION_BATCH, step_options};
+use crate::train::trial::{Trial, Tried};
 use crate::{Error, Result};
 
 /// Counts changes of the file's format.
@@ -50,6 +51,21 @@ struct Measurement {
     /// Variants that the next start tries.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     open: Vec<String>,
+}
+
+impl Measurements {
+    /// Takes a kernel that was not outlived out of the running.
+    fn pass_over(&mut self, tried: &Tried) -> TunedOp {
+        let why = "the GPU or the program did not outlive it";
+        let mut op = TunedOp::without(&tried.op, &tried.variant, why);
+        if let Some(known) = self.ops.get(&tried.op) {
+            op = known.tuned(&tried.op);
+            op.open.retain(|variant| *variant != tried.variant);
+            op.rejected.insert(tried.variant.clone(), why.to_owned());
+        }
+        self.ops.insert(tried.op.clone(), Measurement::of(&op));
+        op
+    }
 }
 
 impl Measurement {
@@ -91,8 +107,12 @@ pub fn measures(autotune: Autotune, device: &Device) -> bool {
 }
 
 fn path(device: &Device) -> Option<PathBuf> {
+    path_of(device, "tuning")
+}
+
+fn path_of(device: &Device, what: &str) -> Option<PathBuf> {
     let name: String = device.fingerprint().chars().take(16).collect();
-    Some(device.cache_folder()?.join(format!("{name}.tuning.json")))
+    Some(device.cache_folder()?.join(format!("{name}.{what}.json")))
 }
 
 /// What the file has, and a line about it where it is no use.
@@ -186,27 +206,50 @@ pub fn choose_for(
     options: &TuneOptions,
     say: &mut dyn FnMut(&str),
 ) -> Result<Choices> {
-    let (known, warning) = read(device);
+    let (mut known, warning) = read(device);
     if let Some(warning) = warning {
         say(&format!("warning: {warning}; kernels are measured anew"));
     }
-    let (done, begun): (Vec<_>, Vec<_>) = known.ops.iter().partition(|(_, op)| op.open.is_empty());
-    let pairs = |of: &[(&String, &Measurement)]| -> Choices {
-        of.iter().map(|(key, op)| (key.as_str(), op.choice.as_str())).collect()
-    };
-    let begun_ops: Vec<TunedOp> = begun.iter().map(|(key, op)| op.tuned(key)).collect();
-    let tuned = tune(device, graphs, &pairs(&done), &begun_ops, options, &mut |_| {})?;
+    let (mut trial, fatal) = Trial::open(path_of(device, "trying").as_deref());
+    let mut kept = Ok(());
+    if let Some(tried) = fatal {
+        let op = known.pass_over(&tried);
+        kept = keep(device, &[op]);
+        say(&format!(
+            "warning: the GPU or the program did not outlive the kernel `{}` of {} when it was measured last: it is \
+             passed over from now on",
+            tried.variant, tried.op
+        ));
+    }
+    let known: Vec<TunedOp> = known.ops.iter().map(|(key, op)| op.tuned(key)).collect();
+    let (begun, done): (Vec<_>, Vec<_>) = known.into_iter().partition(TunedOp::is_begun);
+    let pairs =
+        |of: &[TunedOp]| -> Choices { of.iter().map(|op| (op.key.as_str(), op.choice.as_str())).collect() };
+    let phase = device.enter("tuning");
+    let tuned = tune(device, graphs, &pairs(&done), &begun, options, &mut |progress| match progress {
+        // Training needs it, whatever comes of it.
+        Progress::Tries { variant: RULE, .. } => trial.came_back(),
+        Progress::Tries { key, variant } => trial.tries(key, variant),
+        Progress::Measured(op) => {
+            if kept.is_ok() {
+                kept = keep(device, std::slice::from_ref(op));
+            }
+        }
+    });
+    device.enter(phase);
+    if device.lost().is_none() {
+        trial.came_back();
+    }
+    let tuned = tuned?;
     if !tuned.ops.is_empty() || !tuned.left_out.is_empty() {
         say(&summary(&tuned.ops, tuned.left_out.len()));
     }
-    if !tuned.ops.is_empty()
-        && let Err(error) = keep(device, &tuned.ops)
-    {
+    if let Err(error) = kept {
         say(&format!("warning: {error}; kernels are measured again at the next start"));
     }
     let mut choices = pairs(&done);
     // An op that was not gone on with keeps what was found before.
-    let found = begun_ops.into_iter().chain(tuned.ops);
+    let found = begun.into_iter().chain(tuned.ops);
     found.for_each(|op| choices.set(op.key, op.choice));
     Ok(of_graphs(&choices, device.caps(), graphs))
 }

@@ -32,6 +32,7 @@ pub mod step;
 pub mod summary;
 pub mod tensorboard;
 pub mod trainer;
+mod trial;
 
 pub use events::{Console, Observer, Silent};
 pub use folder::RunFolder;

@@ -31,6 +31,20 @@ use crate::{Error, Result};
 /// How long the last weights wait for room on a full disk.
 const WAIT_FOR_ROOM: Duration = Duration::from_secs(3600);
 
+/// What there was too little of, in words, where that may change by itself.
+fn lack(error: &Error) -> Option<&'static str> {
+    match error {
+        Error::Io { source, .. }
+            if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
+        {
+            Some("the disk has no room")
+        }
+        // The weights are read back through a buffer of their size.
+        Error::Runtime(epl_runtime::Error::OutOfMemory { .. }) => Some("the GPU has no memory"),
+        _ => None,
+    }
+}
+
 /// Asks a run to stop after the step that it is at. Clones ask the same run.
 #[derive(Clone, Debug, Default)]
 pub struct Stop(Arc<AtomicBool>);
@@ -327,23 +341,21 @@ impl Trainer {
         Ok(reports)
     }
 
-    /// Writes the last weights. What a whole training came to is worth waiting for room on the disk.
+    /// Writes the last weights. What a whole training came to is worth waiting for room on the disk, and in memory.
     fn save_last(&self, step: u64, around: &mut Around<'_>) -> Result<()> {
         let path = around.folder.weights_path();
         let deadline = Instant::now() + WAIT_FOR_ROOM;
         let mut told = false;
         loop {
-            match self.model.save(&path, step) {
-                Err(Error::Io { source, .. })
-                    if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
-                        && Instant::now() < deadline
-                        && !around.stop.requested() => {}
-                saved => return saved,
+            let Err(error) = self.model.save(&path, step) else { return Ok(()) };
+            let Some(lack) = lack(&error) else { return Err(error) };
+            if Instant::now() >= deadline || around.stop.requested() {
+                return Err(error);
             }
             if !told {
                 let minutes = WAIT_FOR_ROOM.as_secs() / 60;
                 around.warn(&format!(
-                    "the disk has no room for {}: it is tried again for {minutes} minutes; Ctrl-C gives up",
+                    "{lack} for {}: it is tried again for {minutes} minutes; Ctrl-C gives up",
                     path.display()
                 ));
                 told = true;
@@ -555,4 +567,20 @@ impl Trainer {
 /// The mean of some values; NaN of none.
 fn mean(values: &[f32]) -> f64 {
     values.iter().map(|&value| f64::from(value)).sum::<f64>() / values.len() as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_and_memory_are_waited_for_and_nothing_else() {
+        let full = Error::io("model.safetensors", ErrorKind::StorageFull.into());
+        assert_eq!(lack(&full), Some("the disk has no room"));
+        let (device, label) = ("some GPU".to_owned(), "read-back".to_owned());
+        let memory = epl_runtime::Error::OutOfMemory { device, label, bytes: 1 << 30, allocated: 1 << 20 };
+        assert_eq!(lack(&memory.into()), Some("the GPU has no memory"));
+        assert_eq!(lack(&Error::io("model.safetensors", ErrorKind::PermissionDenied.into())), None);
+        assert_eq!(lack(&epl_runtime::Error::DeviceLost { what: String::new() }.into()), None);
+    }
 }

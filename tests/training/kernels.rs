@@ -10,6 +10,7 @@ use epl::train::kernels::{choose, is_on, known};
 use epl::train::plan::{Target, plan_for};
 use epl::train::trainer::spec_of;
 use epl::train::{Observer, RunOptions, Silent, Stop, run_on};
+use epl_runtime::faults::Faults;
 use epl_runtime::tune::TuneOptions;
 use epl_runtime::{Choices, Device, DeviceOptions};
 
@@ -121,6 +122,54 @@ fn choices_are_measured_once_and_read_from_then_on() {
         plan_for(&config, IDENTITIES as usize, &target, None).unwrap()
     };
     assert_eq!(peak(choices), peak(Choices::new()));
+}
+
+#[test]
+fn a_kernel_that_the_gpu_does_not_outlive_is_not_tried_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("cache");
+    let config = tuned(&folder.path().join("run"));
+    let spec = spec_of(&config, IDENTITIES as usize).unwrap();
+    let options = TuneOptions { time: LONG, ..TuneOptions::default() };
+    let mut accused = Vec::new();
+    for after in [20, 25, 30, 35, 40] {
+        let faults: Arc<Faults> = Arc::new(format!("tuning.submit@{after}").parse().unwrap());
+        let lost =
+            DeviceOptions { cache: Some(cache.clone()), faults: Some(faults), ..DeviceOptions::default() };
+        let device = Device::open(&lost).unwrap();
+        let error = choose(&config, &spec, &device, &options, &mut |_| {}).unwrap_err();
+        assert!(device.lost().is_some(), "{error}");
+        let note = cache.join(format!("{}.trying.json", &device.fingerprint()[..16]));
+        let note = std::fs::read_to_string(note).unwrap();
+        // Empty where it was the rule's kernel, which is not accused.
+        if !note.is_empty() {
+            let note: serde_json::Value = serde_json::from_str(&note).unwrap();
+            let [op, variant] = ["op", "variant"].map(|name| note[name].as_str().unwrap().to_owned());
+            assert!(!accused.contains(&(op.clone(), variant.clone())), "{variant} was tried again");
+            accused.push((op, variant));
+        }
+    }
+    assert!(accused.len() > 1, "{accused:?}");
+
+    // The last one is met at the next start, the others are known from the file.
+    let device = device_with(Some(&cache));
+    let (choices, said) = chosen(&config, &device, LONG);
+    assert!(
+        said[0].contains("did not outlive the kernel") && said.last().unwrap().contains("measured"),
+        "{said:?}"
+    );
+    let json: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(file_in(&cache)).unwrap()).unwrap();
+    for (op, variant) in &accused {
+        let found = &json["ops"][op];
+        assert!(found["rejected"][variant].as_str().unwrap().contains("outlive"), "{found}");
+        assert!(
+            found["milliseconds"].get("rule").is_some() && found["milliseconds"].get(variant).is_none(),
+            "{found}"
+        );
+        assert_ne!(choices.get(op), Some(variant.as_str()));
+    }
+    assert!(chosen(&config, &device, LONG).1.is_empty());
 }
 
 /// Stops a run after some steps.
