@@ -1,7 +1,7 @@
 //! The GPU: choice of adapter, limits, features, buffers and pipelines. Knows kernels, no ops.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -97,6 +97,8 @@ pub struct Device {
     token: wgpu::Buffer,
     /// Reads so far: their tokens. One that was used before may be found in memory that is used again.
     reads: Mutex<u64>,
+    /// Whether something was written of which is not known that it arrived.
+    unsettled: AtomicBool,
 }
 
 impl std::fmt::Debug for Device {
@@ -198,6 +200,7 @@ impl Device {
             finished: Arc::default(),
             token,
             reads: Mutex::default(),
+            unsettled: AtomicBool::new(false),
         })
     }
 
@@ -418,8 +421,28 @@ impl Device {
         }
     }
 
+    /// Writes `bytes` to a buffer, before all that is submitted from now on. Whether they arrived is known after
+    /// [`Device::settle`].
+    pub(crate) fn write(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) {
+        self.queue.write_buffer(buffer, offset, bytes);
+        self.unsettled.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until what was written to tensors has arrived, where that is not known: it is handed over in a submission of its
+    /// own, of whose failure not every backend tells. What is read behind it is proof. A session's step does so by itself.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`] where it did not arrive.
+    pub fn settle(&self) -> Result<()> {
+        if self.unsettled.swap(false, Ordering::Relaxed) {
+            self.read_parts(&[], 0)?;
+        }
+        Ok(())
+    }
+
     /// Waits for everything submitted or written so far. Counted.
     pub fn finish(&self) -> Result<()> {
+        self.settle()?;
         // A submission without commands carries pending writes, whose staging memory is free again when they are done.
         self.queue.submit([]);
         Counters::count(&self.counters.waits);

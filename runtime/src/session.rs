@@ -148,7 +148,7 @@ impl Session {
                 let buffer = device.buffer("poison", bytes, storage)?;
                 // All bits set are NaN in either width of float.
                 let words = vec![u32::MAX; (bytes as usize).div_ceil(4)];
-                device.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&words));
+                device.write(&buffer, 0, bytemuck::cast_slice(&words));
                 Some(buffer)
             }
             _ => None,
@@ -192,7 +192,7 @@ impl Session {
         }
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let uniforms = self.device.buffer("parameter blocks", blocks.len() as u64, usage)?;
-        self.device.queue.write_buffer(&uniforms, 0, &blocks);
+        self.device.write(&uniforms, 0, &blocks);
 
         let mut offsets = offsets.into_iter();
         let mut launches = Vec::with_capacity(self.plan.steps.len());

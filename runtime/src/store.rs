@@ -111,17 +111,13 @@ impl Store {
         for (shard, first, length) in transfers(&shards, offset, bytes.len() as u64) {
             let from = (first - offset) as usize;
             let part = bytes.get(from..from + length as usize).unwrap_or(&[]);
-            self.device.queue.write_buffer(&shard.buffer, first - shard.offset, part);
+            self.device.write(&shard.buffer, first - shard.offset, part);
             let writes = self.writes.fetch_add(1, Ordering::Relaxed) + 1;
             let staged = self.staged.fetch_add(length, Ordering::Relaxed) + length;
-            if staged >= TRANSFER {
-                // Staging memory is free again when what it was for is done.
-                self.device.queue.submit([]);
+            // Staging memory is free again when what it was for is done.
+            if staged >= TRANSFER || writes.is_multiple_of(PENDING_WRITES) {
                 self.staged.store(0, Ordering::Relaxed);
-                self.device.wait(None)?;
-            } else if writes.is_multiple_of(PENDING_WRITES) {
-                // A submission without commands carries the pending writes.
-                self.device.queue.submit([]);
+                self.device.settle()?;
             }
         }
         self.device.check()

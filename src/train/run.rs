@@ -251,6 +251,7 @@ impl Trainer {
     ) -> Result<Epoch> {
         let steps_per_epoch = self.loader.batches_per_epoch() as u64;
         let every = self.save_every;
+        self.device.settle()?;
         self.device.enter("training");
         // The time between epochs goes to evaluation, and is no throughput.
         progress.start_clock(self.device.waited());

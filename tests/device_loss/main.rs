@@ -183,11 +183,14 @@ fn what_the_driver_loses_is_taken_up_again() {
     compiler.args(["--edition", "2024", "--crate-type", "cdylib", "-o"]).arg(layer.join("liblayer.so"));
     assert!(compiler.arg(source).status().unwrap().success(), "the layer does not compile");
     std::fs::write(layer.join("layer.json"), MANIFEST).unwrap();
-    let run = |name: &str, at: &str, count: &str, more: &[&str]| {
+    let start = |name: &str, at: &str, count: &str, more: &[&str]| {
         let mut command = command(&place, name, more);
         command.env("VK_LAYER_PATH", &layer).env("VK_INSTANCE_LAYERS", "VK_LAYER_EPL_lost_device");
         command.env("EPL_LAYER_LOSE", count).env("EPL_LAYER_LOSE_AT", at).env("EPL_TEST_WAIT_LIMIT", "1");
-        let said = finish(command.spawn().unwrap(), 0);
+        command.spawn().unwrap()
+    };
+    let run = |name: &str, at: &str, count: &str, more: &[&str]| {
+        let said = finish(start(name, at, count, more), 0);
         // How many submissions a step has is the adapter's business, so not every loss need come.
         assert!(said.contains(LOST) && !said.contains("panicked"), "{at}: {said}");
         place.same(name, &undisturbed);
@@ -202,6 +205,10 @@ fn what_the_driver_loses_is_taken_up_again() {
     // Work that was not done, and is told to be.
     let said = run("dropped", "drop", "350", &["--set", "train.checkpoint_every=0"]);
     assert!(said.contains("and did not say so"), "{said}");
+    // The weights themselves do not arrive, on no device: nothing is trained from whatever is there instead.
+    let said = finish(start("dropped-weights", "drop", "2", &[]), 1);
+    assert!(said.contains("and did not say so, 5 times in a row"), "{said}");
+    assert!(!place.path("dropped-weights").join("model.safetensors").exists());
 }
 
 /// What tells Vulkan's loader of the layer.

@@ -47,6 +47,7 @@ impl Session {
     /// Submits the launches of a step, its upload before and its download behind them, in as many parts as the pace wants.
     /// Returns the last submission.
     fn submit_parts(&mut self) -> Result<Option<wgpu::SubmissionIndex>> {
+        self.device.settle()?;
         let measured = self.pace.begin();
         if measured {
             self.device.wait(None)?;
