@@ -158,6 +158,7 @@ shaders! {
     "prelu_grad",
     "prelu_grad_vec4",
     "prelu_vec4",
+    "receipt",
     "roof_fma",
     "roof_matrix",
     "roof_triad",

@@ -1,7 +1,7 @@
 //! The GPU: choice of adapter, limits, features, buffers and pipelines. Knows kernels, no ops.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,9 @@ const WAIT_LIMIT: Duration = Duration::from_secs(600);
 
 /// How long the callbacks of work that is done may take: a thread that runs them may have to wait for its turn.
 pub(crate) const CALLBACK_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a submission should take at most: a quarter of what Windows allows before it resets a GPU.
+pub(crate) const LONGEST_SUBMISSION: Duration = Duration::from_millis(500);
 
 /// Bytes of the token of a read.
 const TOKEN: u64 = 8;
@@ -59,6 +62,8 @@ pub struct DeviceOptions {
     pub warnings: Option<fn(&str)>,
     /// Losses of the device that are brought about. For testing what happens then.
     pub faults: Option<Arc<Faults>>,
+    /// How long a submission should take at most, where that is less than what a session is told: half a second by default.
+    pub longest_submission: Option<Duration>,
 }
 
 impl DeviceOptions {
@@ -95,10 +100,10 @@ pub struct Device {
     finished: Arc<AtomicU64>,
     /// A token that is read back behind everything else that is read, to know that all of it was copied.
     token: wgpu::Buffer,
-    /// Reads so far: their tokens. One that was used before may be found in memory that is used again.
-    reads: Mutex<u64>,
+    /// Held until a read is submitted: no other thread may write its own token meanwhile.
+    reading: Mutex<()>,
     /// Whether something was written of which is not known that it arrived.
-    unsettled: AtomicBool,
+    unsettled: Mutex<bool>,
 }
 
 impl std::fmt::Debug for Device {
@@ -199,8 +204,8 @@ impl Device {
             health,
             finished: Arc::default(),
             token,
-            reads: Mutex::default(),
-            unsettled: AtomicBool::new(false),
+            reading: Mutex::default(),
+            unsettled: Mutex::default(),
         })
     }
 
@@ -342,6 +347,31 @@ impl Device {
         }
     }
 
+    pub(crate) fn longest_submission(&self) -> Duration {
+        self.options.longest_submission.unwrap_or(LONGEST_SUBMISSION)
+    }
+
+    /// Binds resources in the order of a kernel's bindings.
+    pub(crate) fn bind_group(
+        &self,
+        label: &str,
+        layout: &wgpu::BindGroupLayout,
+        resources: &[wgpu::BindingResource<'_>],
+    ) -> Result<wgpu::BindGroup> {
+        Counters::count(&self.counters.bind_groups);
+        let entries: Vec<wgpu::BindGroupEntry<'_>> = (0..)
+            .zip(resources)
+            .map(|(binding, resource)| wgpu::BindGroupEntry { binding, resource: resource.clone() })
+            .collect();
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let descriptor = wgpu::BindGroupDescriptor { label: Some(label), layout, entries: &entries };
+        let group = self.device.create_bind_group(&descriptor);
+        match pollster::block_on(scope.pop()) {
+            None => Ok(group),
+            Some(error) => Err(self.cause(Error::gpu(format!("bindings of kernel {label}: {error}")))),
+        }
+    }
+
     /// The compiled form of a kernel, as it was compiled before where it was.
     pub(crate) fn pipeline(&self, spec: &PipelineSpec<'_>) -> Result<Arc<Pipeline>> {
         self.at(Operation::Pipeline);
@@ -358,7 +388,13 @@ impl Device {
         self.check()
     }
 
+    /// Hands work over, once all that was written before is known to have arrived.
     pub(crate) fn submit(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
+        self.settle()?;
+        self.submit_now(encoder)
+    }
+
+    fn submit_now(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
         Counters::count(&self.counters.submits);
         let commands = encoder.finish();
         self.at(Operation::Submit);
@@ -423,19 +459,29 @@ impl Device {
 
     /// Writes `bytes` to a buffer, before all that is submitted from now on. Whether they arrived is known after
     /// [`Device::settle`].
-    pub(crate) fn write(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) {
+    pub(crate) fn write(&self, label: &str, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         self.queue.write_buffer(buffer, offset, bytes);
-        self.unsettled.store(true, Ordering::Relaxed);
+        if pollster::block_on(scope.pop()).is_some() {
+            let staging = format!("an upload of {label}");
+            return Err(self.cause(self.out_of_memory(&staging, bytes.len() as u64)));
+        }
+        *self.unsettled.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        Ok(())
     }
 
-    /// Waits until what was written to tensors has arrived, where that is not known: it is handed over in a submission of its
-    /// own, of whose failure not every backend tells. What is read behind it is proof. A session's step does so by itself.
+    /// Waits until what was written to tensors and parameter blocks has arrived, where that is not known: it is handed over in a
+    /// submission of its own, of whose failure not every backend tells. What is read behind it is proof. Whatever is submitted
+    /// next does so by itself.
     ///
     /// # Errors
     /// [`Error::DeviceLost`] where it did not arrive.
     pub fn settle(&self) -> Result<()> {
-        if self.unsettled.swap(false, Ordering::Relaxed) {
+        // Held meanwhile: no other thread goes on without the proof.
+        let mut unsettled = self.unsettled.lock().unwrap_or_else(PoisonError::into_inner);
+        if *unsettled {
             self.read_parts(&[], 0)?;
+            *unsettled = false;
         }
         Ok(())
     }
@@ -469,18 +515,18 @@ impl Device {
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let all = bytes * parts.len() as u64;
         let staging = self.buffer("read back", all + TOKEN, usage)?;
-        // Until it is submitted no other thread may write its own. A panic leaves behind a count.
-        let mut reads = self.reads.lock().unwrap_or_else(PoisonError::into_inner);
-        *reads += 1;
-        let token = reads.to_le_bytes();
+        let reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that another device has used may be found in memory that is used again.
+        static READS: AtomicU64 = AtomicU64::new(1);
+        let token = READS.fetch_add(1, Ordering::Relaxed).to_le_bytes();
         self.queue.write_buffer(&self.token, 0, &token);
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         for (&(buffer, offset), index) in parts.iter().zip(0..) {
             encoder.copy_buffer_to_buffer(buffer, offset, &staging, index * bytes, bytes);
         }
         encoder.copy_buffer_to_buffer(&self.token, 0, &staging, all, TOKEN);
-        let submission = self.submit(encoder)?;
-        drop(reads);
+        let submission = self.submit_now(encoder)?;
+        drop(reading);
         let (sender, receiver) = std::sync::mpsc::channel();
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
             // The receiver is gone only if this function has already failed.

@@ -49,8 +49,16 @@ pub(crate) struct Flight {
     pub(crate) download: Option<(wgpu::Buffer, Arc<Signal>)>,
     /// Set when the step is done; what tells so where there is nothing to map.
     pub(crate) done: Arc<Signal>,
-    /// The step, and its submission.
-    pub(crate) submitted: Option<(u64, wgpu::SubmissionIndex)>,
+    /// The step in it.
+    pub(crate) submitted: Option<Submitted>,
+}
+
+/// A step that was handed to the device.
+pub(crate) struct Submitted {
+    pub(crate) step: u64,
+    /// In so many submissions.
+    pub(crate) parts: u32,
+    pub(crate) last: wgpu::SubmissionIndex,
 }
 
 impl Flight {

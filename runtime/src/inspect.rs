@@ -137,8 +137,16 @@ fn by_timestamps(session: &Session, pieces: &[Piece]) -> Result<Vec<f64>> {
     });
     let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
     let resolved = device.buffer("timestamps", u64::from(count.max(2)) * 8, usage)?;
-    let mut encoder = device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    let begin = || device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    let (mut encoder, mut sum) = (begin(), 0.0);
     for (index, &piece) in (0..).zip(pieces) {
+        // As a step is cut.
+        let seconds = session.seconds_of(piece);
+        if sum > 0.0 && sum + seconds > session.longest_submission() {
+            device.submit(std::mem::replace(&mut encoder, begin()))?;
+            sum = 0.0;
+        }
+        sum += seconds;
         let writes = wgpu::ComputePassTimestampWrites {
             query_set: &queries,
             beginning_of_pass_write_index: Some(index * 2),

@@ -13,15 +13,14 @@ pub(crate) const IN_FLIGHT: usize = 3;
 /// Bytes of the token by which the host knows that a step was done.
 pub(crate) const TOKEN: u64 = 8;
 
-/// What a staging buffer is longer for a token, which is mapped at a multiple of 8.
-pub(crate) const TOKEN_PLACE: u64 = 16;
+/// Bytes of the receipt of a step: its token and the number of submissions, and of the buffer that the token is uploaded to, a
+/// uniform block.
+pub(crate) const RECEIPT: u64 = 16;
 
-/// Bytes of each of the two buffers in which the submissions of a step with so many launches hand a token on.
-pub(crate) fn receipt_cells(launches: usize) -> u64 {
-    (launches as u64 + 2) * TOKEN
-}
+/// What a staging buffer is longer for a receipt, or for a token, which is mapped at a multiple of 8.
+pub(crate) const RECEIPT_PLACE: u64 = 16;
 
-/// Whether a step has receipts: one that nothing is written to, or read from, has no place for a token.
+/// Whether a step has receipts: one that nothing is written to, or read from, has no place for one.
 pub(crate) fn has_receipts(input_bytes: u64, download_bytes: u64) -> bool {
     input_bytes > 0 && download_bytes > 0
 }
@@ -42,7 +41,7 @@ pub struct Memory {
     pub without_sharing: u64,
     /// Parameter blocks.
     pub parameters: u64,
-    /// What inputs are written to and results are read from, for all steps in flight, and the receipts of a step's submissions.
+    /// What inputs are written to and results are read from, for all steps in flight, and the receipt of a step.
     pub staging: u64,
     /// What transients are filled with between steps, where the session does that.
     pub poison: u64,
@@ -73,20 +72,14 @@ impl Memory {
         }
     }
 
-    /// Counts the staging of `in_flight` steps of so many launches, and their receipts.
-    pub(crate) fn count_staging(
-        &mut self,
-        graph: &Graph,
-        caps: &Caps,
-        (input_bytes, launches): (u64, usize),
-        in_flight: usize,
-    ) {
+    /// Counts the staging of `in_flight` steps, and their receipts.
+    pub(crate) fn count_staging(&mut self, graph: &Graph, caps: &Caps, input_bytes: u64, in_flight: usize) {
         let (_, download) = download_layout(graph);
-        let token = if has_receipts(input_bytes, download) { TOKEN_PLACE } else { 0 };
+        let token = if has_receipts(input_bytes, download) { RECEIPT_PLACE } else { 0 };
         let buffers = [input_bytes, download].into_iter().filter(|&bytes| bytes > 0);
         self.staging = in_flight as u64 * buffers.map(|bytes| caps.buffer_bytes(bytes + token)).sum::<u64>();
         if token > 0 {
-            self.staging += 2 * caps.buffer_bytes(receipt_cells(launches));
+            self.staging += 2 * caps.buffer_bytes(RECEIPT);
         }
     }
 }

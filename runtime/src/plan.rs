@@ -223,8 +223,7 @@ impl Plan {
         let (_, blocks) = parameter_layout(steps.iter().flat_map(|step| &step.dispatches));
         memory.parameters = caps.buffer_bytes(blocks);
         memory.count_persistent(graph, caps);
-        let launches = steps.iter().map(|step| step.dispatches.len()).sum();
-        memory.count_staging(graph, caps, (input_bytes, launches), IN_FLIGHT);
+        memory.count_staging(graph, caps, input_bytes, IN_FLIGHT);
         let plan = Self { steps, slots, input_bytes, memory, places, lifetimes };
         check_buffers(graph, &plan, caps)?;
         Ok(plan)

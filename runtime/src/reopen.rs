@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::adapters::{AdapterDescription, adapters, enumerate, no_adapter};
-use crate::device::{Device, DeviceOptions};
+use crate::device::{Device, DeviceOptions, LONGEST_SUBMISSION};
 use crate::{Error, Result};
 
 /// What it takes to open a device in the place of one that is gone. It does not hold on to that one: Direct3D 12 gives no other
@@ -17,6 +17,14 @@ pub struct Reopener {
 impl Reopener {
     pub(crate) fn new(gone: AdapterDescription, options: DeviceOptions) -> Self {
         Self { gone, options }
+    }
+
+    /// The same, for a device whose submissions are halved in length as often as this: what was lost may have been
+    /// taken for hung, and with the same submissions would be again.
+    #[must_use]
+    pub fn with_halved_submissions(mut self, times: u32) -> Self {
+        self.options.longest_submission = Some(LONGEST_SUBMISSION / 2_u32.saturating_pow(times).max(1));
+        self
     }
 
     /// Whether it is the adapter of the device that is gone.

@@ -13,10 +13,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::counters::Counters;
-use crate::device::Device;
-use crate::flight::{Flight, Signal};
+use crate::device::{Device, LONGEST_SUBMISSION};
+use crate::flight::{Flight, Signal, Submitted};
 use crate::graph::{Graph, Storage};
-use crate::memory::{IN_FLIGHT, TOKEN, TOKEN_PLACE, download_layout, has_receipts, parameter_layout};
+use crate::memory::{IN_FLIGHT, RECEIPT, RECEIPT_PLACE, download_layout, has_receipts, parameter_layout};
 use crate::op::{Dispatch, TensorId};
 use crate::pace::{Pace, slow_seconds};
 use crate::pipelines::{Pipeline, PipelineSpec};
@@ -40,8 +40,6 @@ pub struct SessionOptions {
     pub longest_submission: Duration,
 }
 
-/// A quarter of what Windows allows before it resets a GPU.
-const LONGEST_SUBMISSION: Duration = Duration::from_millis(500);
 impl Default for SessionOptions {
     fn default() -> Self {
         Self {
@@ -84,7 +82,7 @@ pub struct Session {
     written: HashMap<TensorId, bool>,
     steps: u64,
     download_offsets: Vec<u64>,
-    /// The length of what is fetched: behind it is the token of the step.
+    /// The length of what is fetched: behind it is the receipt of the step.
     download_bytes: u64,
     receipts: Option<Receipts>,
     /// What tells its tokens from those of other sessions.
@@ -117,8 +115,7 @@ impl Session {
         let device = store.device().clone();
         let mut plan = Plan::new(graph, device.caps(), options.plan)?;
         let in_flight = options.in_flight.max(1);
-        let staged = (plan.input_bytes, plan.dispatches());
-        plan.memory.count_staging(graph, device.caps(), staged, in_flight);
+        plan.memory.count_staging(graph, device.caps(), plan.input_bytes, in_flight);
         let copy = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let storage = wgpu::BufferUsages::STORAGE | copy;
         let mut slots = Vec::with_capacity(plan.slots.len());
@@ -148,13 +145,13 @@ impl Session {
                 let buffer = device.buffer("poison", bytes, storage)?;
                 // All bits set are NaN in either width of float.
                 let words = vec![u32::MAX; (bytes as usize).div_ceil(4)];
-                device.write(&buffer, 0, bytemuck::cast_slice(&words));
+                device.write("poison", &buffer, 0, bytemuck::cast_slice(&words))?;
                 Some(buffer)
             }
             _ => None,
         };
         let mut session = Self {
-            pace: Pace::new(options.longest_submission, Vec::new()),
+            pace: Pace::new(Duration::ZERO, Vec::new()),
             busy_since: None,
             device,
             graph: graph.clone(),
@@ -175,7 +172,8 @@ impl Session {
             finished: VecDeque::new(),
         };
         session.launches = session.build_launches()?;
-        session.pace = Pace::new(options.longest_submission, session.slow_seconds());
+        let longest = options.longest_submission.min(session.device.longest_submission());
+        session.pace = Pace::new(longest, session.slow_seconds());
         session.build_flights(in_flight)?;
         session.device.check()?;
         Ok(session)
@@ -192,7 +190,7 @@ impl Session {
         }
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let uniforms = self.device.buffer("parameter blocks", blocks.len() as u64, usage)?;
-        self.device.write(&uniforms, 0, &blocks);
+        self.device.write("parameter blocks", &uniforms, 0, &blocks)?;
 
         let mut offsets = offsets.into_iter();
         let mut launches = Vec::with_capacity(self.plan.steps.len());
@@ -226,29 +224,17 @@ impl Session {
             }
             regions.push(self.region_at(place, first, length)?);
         }
-        let entries: Vec<wgpu::BindGroupEntry<'_>> = regions
+        let resources: Vec<wgpu::BindingResource<'_>> = regions
             .iter()
-            .zip(0..)
-            .map(|(region, binding)| wgpu::BindGroupEntry {
-                binding,
-                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+            .map(|region| {
+                wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                     buffer: region.buffer,
                     offset: region.offset,
                     size: std::num::NonZeroU64::new(region.bytes),
-                }),
+                })
             })
             .collect();
-        Counters::count(&self.device.counters.bind_groups);
-        let scope = self.device.device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let group = self.device.device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some(dispatch.kernel.shader),
-            layout: &pipeline.layout,
-            entries: &entries,
-        });
-        if let Some(error) = pollster::block_on(scope.pop()) {
-            let refused = format!("bindings of kernel {}: {error}", dispatch.kernel.shader);
-            return Err(self.device.cause(Error::gpu(refused)));
-        }
+        let group = self.device.bind_group(dispatch.kernel.shader, &pipeline.layout, &resources)?;
         Ok(Launch { pipeline, group, grid: dispatch.grid })
     }
 
@@ -265,8 +251,8 @@ impl Session {
         (self.download_offsets, self.download_bytes) = (offsets, bytes);
         let mut token = 0;
         if has_receipts(self.plan.input_bytes, bytes) {
-            self.receipts = Some(Receipts::new(&self.device, self.plan.dispatches())?);
-            token = TOKEN_PLACE;
+            self.receipts = Some(Receipts::new(&self.device)?);
+            token = RECEIPT_PLACE;
         }
         for _ in 0..count {
             let staging = |label: &str, bytes: u64, usage, map| -> Result<_> {
@@ -344,11 +330,11 @@ impl Session {
     /// Makes the staging buffers of the next step writable, waiting for the oldest step in flight if need be.
     fn prepare(&mut self) -> Result<()> {
         let Some(flight) = self.flights.get(self.next) else { return Ok(()) };
-        if let Some((_, submission)) = &flight.submitted {
+        if let Some(submitted) = &flight.submitted {
             self.device.poll()?;
             if !flight.ready(&self.device)? {
                 Counters::count(&self.device.counters.throttles);
-                self.device.wait(Some(submission.clone()))?;
+                self.device.wait(Some(submitted.last.clone()))?;
                 let now = Instant::now();
                 let before = self.busy_since.replace(now).filter(|_| self.flights.len() > 1);
                 if let Some(before) = before {
@@ -366,7 +352,7 @@ impl Session {
     fn collect(&mut self, index: usize) -> Result<()> {
         let unmapped = |error: wgpu::MapRangeError| self.device.cause(Error::gpu(error.to_string()));
         let taken = self.flights.get_mut(index).and_then(|flight| flight.submitted.take());
-        let Some((step, _)) = taken else { return Ok(()) };
+        let Some(Submitted { step, parts, .. }) = taken else { return Ok(()) };
         let flight = self.flights.get(index);
         let Some((buffer, _)) = flight.and_then(|flight| flight.download.as_ref()) else { return Ok(()) };
         let mut values = Vec::with_capacity(self.download_offsets.len());
@@ -378,7 +364,7 @@ impl Session {
                 values.push(HostTensor::from_bytes(desc, bytes)?);
             }
             let at = self.download_bytes as usize;
-            self.check_receipt(step, view.get(at..at + TOKEN as usize))?;
+            self.check_receipt(step, parts, view.get(at..at + RECEIPT as usize))?;
         }
         buffer.unmap();
         self.finished.push_back(Finished { step, values });

@@ -140,7 +140,8 @@ fn replace(
         more => Duration::from_secs(1 << (more - 2)),
     };
     observer.message(&format!("warning: {error}; {}", next(course, pause)));
-    let (reopener, hung) = (device.reopener(), device.is_hung());
+    let hung = device.is_hung();
+    let reopener = device.reopener().with_halved_submissions(course.in_a_row);
     discard(device, hung);
     if !waited(pause, &run.options.stop) {
         return Err(gives_up(&error, run, course));
@@ -240,7 +241,7 @@ fn attempt(
             Some(kernels) => kernels,
             None => {
                 let mut say = |line: &str| observer.message(line);
-                kernels::choose(config, spec, device, &TuneOptions::default(), &mut say)?
+                kernels::choose(config, spec, device, &TuneOptions::default(), &options.stop, &mut say)?
             }
         };
         course.kernels = Some((names.clone(), chosen.clone()));

@@ -1,6 +1,7 @@
-//! What an adapter does, found out by trying: kernels that belong to no op and run outside any plan.
+//! What an adapter does, found out by trying: kernels that belong to no op and run outside any plan, or behind it.
 
 pub(crate) mod matrix_unit;
+pub(crate) mod receipt;
 pub mod roof;
 
 use crate::Result;
@@ -9,13 +10,14 @@ use crate::kernel::Kernel;
 use crate::pipelines::PipelineSpec;
 
 /// All kernels of these modules.
-pub static KERNELS: [&Kernel; 6] = [
+pub static KERNELS: [&Kernel; 7] = [
     &matrix_unit::TEST_8,
     &matrix_unit::TEST_16,
     &roof::TRIAD,
     &roof::MULTIPLY_ADD,
     &roof::MATRICES_8,
     &roof::MATRICES_16,
+    &receipt::RECEIPT,
 ];
 
 /// Records `times` launches of a kernel on whole buffers, one after the other.

@@ -2,19 +2,30 @@
 //!
 //! Not every backend tells of work that the GPU gave up. Metal takes a command buffer that ended in an error for done, and on
 //! Direct3D 12 everything counts as done once the device was removed; the buffers keep what was in them, which looks like
-//! results. So the host sends a token with the inputs of each step, no two alike. At its end each submission hands it on to the
-//! next one, from cell to cell, and the last one into the download. A submission that was not done to its end hands nothing on,
-//! and what arrives is the token of a step from before.
+//! results. So the host sends a token with the inputs of each step, no two alike. The last launch of each submission adds one to
+//! the number of those that were done under this token, and both come back with the results. It is a launch in the same pass,
+//! because wgpu makes a command buffer of each pass and of the copies between them: one may fail and the next one succeed. A
+//! submission whose launches were not done to the end adds nothing, and without the upload the token is an old one.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::Session;
 use crate::device::Device;
-use crate::memory::{TOKEN, receipt_cells};
+use crate::memory::{RECEIPT, TOKEN};
+use crate::pipelines::{Pipeline, PipelineSpec};
+use crate::probe::receipt;
 use crate::{Error, Result};
 
-/// The cells in which a token is handed on: every other one in the same buffer, since nothing is copied within one.
-pub(super) struct Receipts([wgpu::Buffer; 2]);
+/// Where the submissions of a step are counted.
+pub(super) struct Receipts {
+    /// The token of the step, which the kernel has as its parameters.
+    token: wgpu::Buffer,
+    /// Token, and number of submissions.
+    receipt: wgpu::Buffer,
+    pipeline: Arc<Pipeline>,
+    group: wgpu::BindGroup,
+}
 
 /// The token of a step of the session with this number. Memory that another session has left may hold one of its tokens.
 pub(super) fn token(session: u32, step: u64) -> [u8; TOKEN as usize] {
@@ -28,47 +39,42 @@ pub(super) fn number() -> u32 {
 }
 
 impl Receipts {
-    /// Those of a step with so many launches, each of which may have a submission of its own.
-    pub fn new(device: &Device, launches: usize) -> Result<Self> {
-        let usage = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
-        let buffer = || device.buffer("receipts", receipt_cells(launches), usage);
-        Ok(Self([buffer()?, buffer()?]))
-    }
-
-    fn cell(&self, index: usize) -> (&wgpu::Buffer, u64) {
-        let [even, odd] = &self.0;
-        (if index.is_multiple_of(2) { even } else { odd }, index as u64 * TOKEN)
+    pub fn new(device: &Device) -> Result<Self> {
+        let spec = || PipelineSpec { kernel: &receipt::RECEIPT, half: false, constants: &[] };
+        device.prepare(std::iter::once(spec()))?;
+        let pipeline = device.pipeline(&spec())?;
+        let (to, from) = (wgpu::BufferUsages::COPY_DST, wgpu::BufferUsages::COPY_SRC);
+        let token = device.buffer("token", RECEIPT, wgpu::BufferUsages::UNIFORM | to)?;
+        let receipt = device.buffer("receipt", RECEIPT, wgpu::BufferUsages::STORAGE | from)?;
+        let entries = [&token, &receipt];
+        let group =
+            device.bind_group("receipt", &pipeline.layout, &entries.map(|b| b.as_entire_binding()))?;
+        Ok(Self { token, receipt, pipeline, group })
     }
 
     /// Takes the token from `upload`, before the first launch.
     pub fn receive(&self, encoder: &mut wgpu::CommandEncoder, upload: &wgpu::Buffer, offset: u64) {
-        let (cell, at) = self.cell(0);
-        encoder.copy_buffer_to_buffer(upload, offset, cell, at, TOKEN);
+        encoder.copy_buffer_to_buffer(upload, offset, &self.token, 0, TOKEN);
     }
 
-    /// Hands it on, at the end of the submission with this number.
-    pub fn hand_on(&self, encoder: &mut wgpu::CommandEncoder, part: usize) {
-        let ((from, first), (to, next)) = (self.cell(part), self.cell(part + 1));
-        encoder.copy_buffer_to_buffer(from, first, to, next, TOKEN);
+    /// Counts the submission, as the last launch of it.
+    pub fn count(&self, pass: &mut wgpu::ComputePass<'_>) {
+        pass.set_pipeline(&self.pipeline.pipeline);
+        pass.set_bind_group(0, &self.group, &[]);
+        pass.dispatch_workgroups(1, 1, 1);
     }
 
-    /// Hands it over to the host, at the end of the last of `parts` submissions.
-    pub fn hand_over(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        parts: usize,
-        download: &wgpu::Buffer,
-        offset: u64,
-    ) {
-        let (cell, at) = self.cell(parts);
-        encoder.copy_buffer_to_buffer(cell, at, download, offset, TOKEN);
+    /// Hands the receipt over to the host, behind the results.
+    pub fn hand_over(&self, encoder: &mut wgpu::CommandEncoder, download: &wgpu::Buffer, offset: u64) {
+        encoder.copy_buffer_to_buffer(&self.receipt, 0, download, offset, RECEIPT);
     }
 }
 
 impl Session {
-    /// Whether the token of `step` came back.
-    pub(super) fn check_receipt(&self, step: u64, found: Option<&[u8]>) -> Result<()> {
-        if found == Some(&token(self.number, step)[..]) {
+    /// Whether the receipt `found` is that of `step`, which was handed over in `parts` submissions.
+    pub(super) fn check_receipt(&self, step: u64, parts: u32, found: Option<&[u8]>) -> Result<()> {
+        let wanted = [&token(self.number, step)[..], &parts.to_le_bytes()].concat();
+        if found.is_some_and(|found| found.starts_with(&wanted)) {
             return Ok(());
         }
         self.device.lose("it has not done all that it was given, and did not say so".into());

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::receipt::token;
-use super::{Launch, Piece, Session};
+use super::{Launch, Piece, Session, Submitted};
 use crate::memory::TOKEN;
 use crate::{Error, Result};
 
@@ -24,7 +24,7 @@ impl Session {
                 "write every input before every step",
             ));
         }
-        let Some(submission) = self.submit_parts()? else { return Ok(self.steps) };
+        let Some((submission, parts)) = self.submit_parts()? else { return Ok(self.steps) };
         let step = self.steps;
         if let Some(flight) = self.flights.get_mut(self.next) {
             if let Some((buffer, mapping)) = &flight.upload {
@@ -36,7 +36,7 @@ impl Session {
             if flight.upload.is_none() && flight.download.is_none() {
                 flight.done.on_done(&self.device.queue);
             }
-            flight.submitted = Some((step, submission));
+            flight.submitted = Some(Submitted { step, parts, last: submission });
         }
         self.next = (self.next + 1) % self.flights.len().max(1);
         self.written.values_mut().for_each(|written| *written = false);
@@ -45,9 +45,8 @@ impl Session {
     }
 
     /// Submits the launches of a step, its upload before and its download behind them, in as many parts as the pace wants.
-    /// Returns the last submission.
-    fn submit_parts(&mut self) -> Result<Option<wgpu::SubmissionIndex>> {
-        self.device.settle()?;
+    /// Returns the last submission, and how many there were.
+    fn submit_parts(&mut self) -> Result<Option<(wgpu::SubmissionIndex, u32)>> {
         let measured = self.pace.begin();
         if measured {
             self.device.wait(None)?;
@@ -62,11 +61,8 @@ impl Session {
                 self.encode_upload(&mut encoder);
             }
             self.encode_launches(&mut encoder, part.clone());
-            if let Some(receipts) = &self.receipts {
-                receipts.hand_on(&mut encoder, index);
-            }
             if index + 1 == parts.len() {
-                self.encode_download(&mut encoder, parts.len())?;
+                self.encode_download(&mut encoder)?;
             }
             let started = Instant::now();
             let submitted = self.device.submit(encoder)?;
@@ -79,7 +75,7 @@ impl Session {
         if measured && let Some((launch, took)) = self.pace.measured(&took) {
             self.warn_of_long_launch(launch, took);
         }
-        Ok(submission)
+        Ok(submission.map(|last| (last, parts.len() as u32)))
     }
 
     /// Where the token lies behind the inputs: a multiple of 8, as mapped ranges begin.
@@ -120,6 +116,22 @@ impl Session {
         self.pace.parts().len()
     }
 
+    /// The seconds that a piece of a step should take, by what the cuts go by.
+    pub(crate) fn seconds_of(&self, piece: Piece) -> f64 {
+        let before: usize = self.launches.iter().take(piece.position).map(Vec::len).sum();
+        let launches = self.launches.get(piece.position).map_or(0, Vec::len);
+        let of_piece = match piece.launch {
+            Some(index) => before + index..before + index + 1,
+            None => before..before + launches,
+        };
+        self.pace.seconds(of_piece)
+    }
+
+    /// The seconds that a submission should take at most.
+    pub(crate) fn longest_submission(&self) -> f64 {
+        self.pace.bound()
+    }
+
     /// Encodes some of all launches in a row.
     fn encode_launches(&self, encoder: &mut wgpu::CommandEncoder, part: Range<usize>) {
         let places = self.launches.iter().enumerate().flat_map(|(position, launches)| {
@@ -127,27 +139,31 @@ impl Session {
         });
         let chosen = places.skip(part.start).take(part.len());
         if self.poison.is_some() {
-            for (position, index, _) in chosen {
+            for (position, index, _) in chosen.clone() {
                 if index == 0 {
                     self.encode_poison(encoder, position);
                 }
                 self.encode_piece(encoder, Piece { position, launch: Some(index) }, None);
             }
-        } else {
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        }
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        if self.poison.is_none() {
             chosen.for_each(|(_, _, launch)| run(&mut pass, launch));
+        }
+        if let Some(receipts) = &self.receipts {
+            receipts.count(&mut pass);
         }
     }
 
-    /// Copies the fetched tensors, and the token that went through `parts` submissions, to the staging buffer of the step.
-    fn encode_download(&self, encoder: &mut wgpu::CommandEncoder, parts: usize) -> Result<()> {
+    /// Copies the fetched tensors and the receipt to the staging buffer of the step.
+    fn encode_download(&self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
         if let Some((buffer, _)) = self.flights.get(self.next).and_then(|flight| flight.download.as_ref()) {
             for (&id, &offset) in self.graph.fetched().iter().zip(&self.download_offsets) {
                 let region = self.region(id)?;
                 encoder.copy_buffer_to_buffer(region.buffer, region.offset, buffer, offset, region.bytes);
             }
             if let Some(receipts) = &self.receipts {
-                receipts.hand_over(encoder, parts, buffer, self.download_bytes);
+                receipts.hand_over(encoder, buffer, self.download_bytes);
             }
         }
         Ok(())
