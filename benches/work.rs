@@ -18,6 +18,7 @@ use epl::data::Batch;
 use epl::head::{HeadForm, HeadInputs, HeadPass, HeadSettings, head_loss};
 use epl::model::Model;
 use epl::nn::input::packed_bytes;
+use epl::train::Stop;
 use epl::train::kernels::{choose_for, measures};
 use epl::train::plan::resolve_form;
 use epl::train::step::{ScaleState, StepInputs, record_step};
@@ -188,7 +189,9 @@ impl Bench {
         let mut plan = PlanOptions::default();
         if self.tunes {
             let options = TuneOptions { time: Self::TIME, ..TuneOptions::default() };
-            let choices = choose_for(&self.device, &[graph], &options, &mut |line| eprintln!("{line}"))?;
+            let choices = choose_for(&self.device, &[graph], &options, &Stop::default(), &mut |line| {
+                eprintln!("{line}")
+            })?;
             plan.choices = Arc::new(choices);
         }
         Ok(Session::new(graph, store, SessionOptions { plan, ..SessionOptions::default() })?)

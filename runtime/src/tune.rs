@@ -9,6 +9,7 @@
 mod proof;
 
 use std::collections::{BTreeMap, HashSet};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -128,7 +129,7 @@ const ROUND: Duration = Duration::from_millis(300);
 
 /// Measures the variants of every op of `graphs` that has any and is not in `known`, those that matter most first. Of an op in
 /// `begun`, what an earlier call found of it, it tries the variants that are open. `progress` is told what is about to run, and
-/// what was found.
+/// what was found; where it breaks off, what is open stays open.
 ///
 /// However short the time is, if there is any, a call settles at least one variant, so that calls with what the earlier ones
 /// found come to an end.
@@ -141,20 +142,21 @@ pub fn tune(
     known: &Choices,
     begun: &[TunedOp],
     options: &TuneOptions,
-    progress: &mut dyn FnMut(Progress<'_>),
+    progress: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
 ) -> Result<Tuned> {
     let deadline = Instant::now() + options.time;
     let mut tuned = Tuned::default();
+    let mut stopped = false;
     for candidate in candidates(device.caps(), graphs, known) {
         let before = begun.iter().find(|op| op.key == candidate.key);
         let first = tuned.ops.is_empty() && !options.time.is_zero();
-        let found = match first || Instant::now() < deadline {
+        let found = match !stopped && (first || Instant::now() < deadline) {
             true => tune_op(device, &candidate, before, options, deadline, progress),
             false => Ok(None),
         };
         match found {
             Ok(Some(op)) => {
-                progress(Progress::Measured(&op));
+                stopped |= progress(Progress::Measured(&op)).is_break();
                 tuned.ops.push(op);
             }
             Ok(None) | Err(Error::Limit { .. } | Error::OutOfMemory { .. }) => {
@@ -380,14 +382,18 @@ fn tune_op(
     before: Option<&TunedOp>,
     options: &TuneOptions,
     deadline: Instant,
-    progress: &mut dyn FnMut(Progress<'_>),
+    progress: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
 ) -> Result<Option<TunedOp>> {
     let Some((op, inputs)) = that_fits(device, candidate, options.bytes)? else { return Ok(None) };
     let alone = Alone::new(device, &op, &inputs)?;
     let rule = alone.session(RULE)?;
     let of_both = |variant: &str| Ok::<_, Error>(alone.bytes(variant)?.beside(alone.bytes(RULE)?));
     alone.fill(&inputs)?;
-    let mut tries = |variant: &str| progress(Progress::Tries { key: &candidate.key, variant });
+    let mut stopped = false;
+    let mut tries = |variant: &str| {
+        stopped |= progress(Progress::Tries { key: &candidate.key, variant }).is_break();
+        !stopped
+    };
     tries(RULE);
     let mut different = vec![lowered(device, op.as_ref(), &inputs, None)?];
     let Some(of_rule) = round(&rule, f64::INFINITY)? else { return Ok(None) };
@@ -414,11 +420,10 @@ fn tune_op(
         if of_both(&variant)? > options.bytes {
             continue;
         }
-        if settled > 0 && Instant::now() >= deadline {
+        if (settled > 0 && Instant::now() >= deadline) || !tries(&variant) {
             tuned.open.push(variant);
             break;
         }
-        tries(&variant);
         match attempt(&alone, &variant, by_rule)? {
             Attempt::Timed(time) => {
                 tuned.seconds.insert(variant.clone(), time);
@@ -440,11 +445,10 @@ fn tune_op(
     let mut faster = faster.into_iter().enumerate();
     for (tried, (_, variant)) in faster.by_ref() {
         // The fastest is seen through in any case, or many fast ones that are wrong would be timed at every start.
-        if tried > 0 && Instant::now() >= deadline {
+        if (tried > 0 && Instant::now() >= deadline) || !tries(&variant) {
             tuned.open.push(variant);
             break;
         }
-        tries(&variant);
         match confirm(device, candidate, options, (&alone, &op, &inputs), &rule, &variant) {
             Ok(Verdict::Right) => {
                 tuned.choice = variant;

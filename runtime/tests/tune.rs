@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+use std::ops::ControlFlow::{Break, Continue};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use epl_runtime::ops::conv2d::{Conv2d, conv2d};
 use epl_runtime::ops::conv2d_grad_input::Conv2dGradInput;
 use epl_runtime::ops::conv2d_grad_weight::Conv2dGradWeight;
 use epl_runtime::ops::matmul::{MatMul, matmul};
-use epl_runtime::tune::{TuneOptions, tune};
+use epl_runtime::tune::{Progress, TuneOptions, tune};
 use epl_runtime::{
     Array, Caps, DType, Device, DeviceOptions, Graph, Plan, PlanOptions, Result, Session, SessionOptions,
     Store, TensorDesc,
@@ -107,7 +108,7 @@ fn what_is_wrong_never_wins_however_fast_it_is() {
     let y = push_one(&mut graph, Double, &[x]).unwrap();
     graph.keep(y);
     let device = device(false);
-    let tuned = tune(&device, &[&graph], &Choices::new(), &[], &LONG, &mut |_| {}).unwrap();
+    let tuned = tune(&device, &[&graph], &Choices::new(), &[], &LONG, &mut |_| Continue(())).unwrap();
     let [op] = tuned.ops.as_slice() else { panic!("{tuned:?}") };
     assert_eq!(op.choice, "right", "{op:?}");
     assert_eq!(op.key, key(&Double, &[TensorDesc::f32([1 << 19])]));
@@ -138,10 +139,31 @@ fn without_time_or_memory_the_rules_stay() {
     graph.keep(c);
     let device = device(false);
     for options in [TuneOptions { time: Duration::ZERO, ..LONG }, TuneOptions { bytes: 1000, ..LONG }] {
-        let tuned = tune(&device, &[&graph], &Choices::new(), &[], &options, &mut |_| {}).unwrap();
+        let tuned = tune(&device, &[&graph], &Choices::new(), &[], &options, &mut |_| Continue(())).unwrap();
         assert!(tuned.ops.is_empty(), "{tuned:?}");
         assert_eq!(tuned.left_out.len(), 1, "{tuned:?}");
     }
+}
+
+#[test]
+fn it_breaks_off_where_it_is_told_to() {
+    let mut graph = Graph::new();
+    let x = graph.input("x", TensorDesc::f32([1 << 19])).unwrap();
+    let y = push_one(&mut graph, Double, &[x]).unwrap();
+    graph.keep(y);
+    // The rule's kernel, then the first of four variants.
+    let mut tries = 0;
+    let mut progress = |progress: Progress<'_>| match progress {
+        Progress::Tries { .. } if tries < 2 => {
+            tries += 1;
+            Continue(())
+        }
+        _ => Break(()),
+    };
+    let tuned = tune(&device(false), &[&graph], &Choices::new(), &[], &LONG, &mut progress).unwrap();
+    // It was faster, and not looked at again: it stays open as the others do.
+    assert_eq!((tuned.ops[0].open.len(), tuned.ops[0].seconds.len()), (4, 2), "{tuned:?}");
+    assert_eq!(tuned.ops[0].choice, RULE);
 }
 
 #[test]
@@ -151,7 +173,8 @@ fn an_op_over_the_memory_is_timed_on_less() {
     let y = push_one(&mut graph, Double, &[x]).unwrap();
     graph.keep(y);
     let options = TuneOptions { bytes: 5 << 20, ..LONG };
-    let tuned = tune(&device(false), &[&graph], &Choices::new(), &[], &options, &mut |_| {}).unwrap();
+    let tuned =
+        tune(&device(false), &[&graph], &Choices::new(), &[], &options, &mut |_| Continue(())).unwrap();
     assert_eq!(tuned.ops[0].key, key(&Double, &[TensorDesc::f32([1 << 20])]));
     assert_eq!(tuned.ops[0].choice, "right");
 }
@@ -167,7 +190,8 @@ fn an_instant_at_a_time_all_is_measured_in_the_end() {
     let mut begun = Vec::new();
     // Of four variants each call settles one.
     for left in [3, 2, 1, 0] {
-        let tuned = tune(&device, &[&graph], &Choices::new(), &begun, &options, &mut |_| {}).unwrap();
+        let tuned =
+            tune(&device, &[&graph], &Choices::new(), &begun, &options, &mut |_| Continue(())).unwrap();
         assert_eq!((tuned.ops.len(), tuned.ops[0].open.len()), (1, left), "{tuned:?}");
         begun = tuned.ops;
     }
@@ -240,7 +264,8 @@ fn two_kernels_beside_each_other_stay_within_the_memory() {
         Device::open(&DeviceOptions { max_memory_bytes, ..DeviceOptions::default() }).unwrap()
     };
     let options = TuneOptions { bytes, ..LONG };
-    let tuned = tune(&limited(bytes), &[&graph], &Choices::new(), &[], &options, &mut |_| {}).unwrap();
+    let tuned =
+        tune(&limited(bytes), &[&graph], &Choices::new(), &[], &options, &mut |_| Continue(())).unwrap();
     let [op] = tuned.ops.as_slice() else { panic!("{tuned:?}") };
     // The other one takes more than the cap: it is not tried at all.
     assert_eq!((op.choice.as_str(), op.seconds.len(), op.open.len()), ("right", 2, 0), "{op:?}");
@@ -249,13 +274,14 @@ fn two_kernels_beside_each_other_stay_within_the_memory() {
     let mut begun = Vec::new();
     for _ in 0..2 {
         let device = limited(32 << 20);
-        let tuned = tune(&device, &[&graph], &Choices::new(), &begun, &LONG, &mut |_| {}).unwrap();
+        let tuned = tune(&device, &[&graph], &Choices::new(), &begun, &LONG, &mut |_| Continue(())).unwrap();
         begun = tuned.ops;
         let [op] = begun.as_slice() else { panic!("{:?}", tuned.left_out) };
         assert_eq!((op.choice.as_str(), op.open.as_slice()), ("right", &["roomy".to_owned()][..]), "{op:?}");
         assert!(op.rejected.is_empty(), "{op:?}");
     }
-    let tuned = tune(&device(false), &[&graph], &Choices::new(), &begun, &LONG, &mut |_| {}).unwrap();
+    let tuned =
+        tune(&device(false), &[&graph], &Choices::new(), &begun, &LONG, &mut |_| Continue(())).unwrap();
     assert!(tuned.ops[0].open.is_empty() && tuned.ops[0].seconds.contains_key("roomy"), "{tuned:?}");
 }
 
@@ -325,7 +351,7 @@ fn tuned_kernels_train_to_the_same_up_to_rounding_and_the_plan_knows_them() {
         let y = conv2d(&mut graph, x, weight, conv).unwrap();
         let dw = push_one(&mut graph, Conv2dGradWeight { conv, kernel: [3, 3] }, &[x, y]).unwrap();
         [y, dw].into_iter().for_each(|id| graph.fetch(id));
-        let tuned = tune(&device, &[&graph], &Choices::new(), &[], &LONG, &mut |_| {}).unwrap();
+        let tuned = tune(&device, &[&graph], &Choices::new(), &[], &LONG, &mut |_| Continue(())).unwrap();
         assert_eq!(tuned.ops.len(), 2, "{tuned:?}");
         assert!(tuned.ops.iter().all(|op| op.rejected.is_empty()), "{tuned:?}");
         let run = |choices: Choices| {

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use crate::config::{Autotune, Config};
 use crate::eval::embedder::record_embedder;
 use crate::interchange::files::write_atomically;
 use crate::model::ModelSpec;
+use crate::train::run::Stop;
 use crate::train::step::record_step;
 use crate::train::trainer::{EVALUATION_BATCH, step_options};
 use crate::train::trial::{Trial, Tried};
@@ -61,7 +63,11 @@ impl Measurements {
         if let Some(known) = self.ops.get(&tried.op) {
             op = known.tuned(&tried.op);
             op.open.retain(|variant| *variant != tried.variant);
+            op.seconds.remove(&tried.variant);
             op.rejected.insert(tried.variant.clone(), why.to_owned());
+            if op.choice == tried.variant {
+                RULE.clone_into(&mut op.choice);
+            }
         }
         self.ops.insert(tried.op.clone(), Measurement::of(&op));
         op
@@ -177,7 +183,7 @@ fn graphs(config: &Config, spec: &ModelSpec, caps: &Caps) -> Result<Vec<Graph>> 
     Ok(graphs)
 }
 
-/// The choices for a run of `config`, measured as far as they are not known yet; none where the run measures nothing. `say` gets
+/// The choices for a run of `config`, measured as far as they are not known yet and until `stop` is asked for; none where the run measures nothing. `say` gets
 /// a line about what was measured.
 ///
 /// # Errors
@@ -187,13 +193,14 @@ pub fn choose(
     spec: &ModelSpec,
     device: &Arc<Device>,
     options: &TuneOptions,
+    stop: &Stop,
     say: &mut dyn FnMut(&str),
 ) -> Result<Choices> {
     if !is_on(config, device) {
         return Ok(Choices::new());
     }
     let graphs = graphs(config, spec, device.caps())?;
-    choose_for(device, &graphs.iter().collect::<Vec<_>>(), options, say)
+    choose_for(device, &graphs.iter().collect::<Vec<_>>(), options, stop, say)
 }
 
 /// [`choose`] for any graphs on `device`.
@@ -204,42 +211,49 @@ pub fn choose_for(
     device: &Arc<Device>,
     graphs: &[&Graph],
     options: &TuneOptions,
+    stop: &Stop,
     say: &mut dyn FnMut(&str),
 ) -> Result<Choices> {
     let (mut known, warning) = read(device);
     if let Some(warning) = warning {
         say(&format!("warning: {warning}; kernels are measured anew"));
     }
-    let (mut trial, fatal) = Trial::open(path_of(device, "trying").as_deref());
+    let mut trial = Trial::open(path_of(device, "trying").as_deref());
     let mut kept = Ok(());
-    if let Some(tried) = fatal {
-        let op = known.pass_over(&tried);
-        kept = keep(device, &[op]);
-        say(&format!(
-            "warning: the GPU or the program did not outlive the kernel `{}` of {} when it was measured last: it is \
-             passed over from now on",
-            tried.variant, tried.op
-        ));
+    if let Some(tried) = trial.fatal() {
+        kept = keep(device, &[known.pass_over(tried)]);
+        say(&passed_over(device, tried));
+        trial.came_back();
     }
     let known: Vec<TunedOp> = known.ops.iter().map(|(key, op)| op.tuned(key)).collect();
     let (begun, done): (Vec<_>, Vec<_>) = known.into_iter().partition(TunedOp::is_begun);
     let pairs =
         |of: &[TunedOp]| -> Choices { of.iter().map(|op| (op.key.as_str(), op.choice.as_str())).collect() };
     let phase = device.enter("tuning");
-    let tuned = tune(device, graphs, &pairs(&done), &begun, options, &mut |progress| match progress {
-        // Training needs it, whatever comes of it.
-        Progress::Tries { variant: RULE, .. } => trial.came_back(),
-        Progress::Tries { key, variant } => trial.tries(key, variant),
-        Progress::Measured(op) => {
-            if kept.is_ok() {
-                kept = keep(device, std::slice::from_ref(op));
+    let mut progress = |progress: Progress<'_>| {
+        match progress {
+            // Training needs it, whatever comes of it.
+            Progress::Tries { variant: RULE, .. } => {}
+            Progress::Tries { key, variant } => trial.tries(key, variant),
+            Progress::Measured(op) => {
+                trial.came_back();
+                if kept.is_ok() {
+                    kept = keep(device, std::slice::from_ref(op));
+                }
             }
         }
-    });
+        if stop.requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let tuned = tune(device, graphs, &pairs(&done), &begun, options, &mut progress);
     device.enter(phase);
-    if device.lost().is_none() {
-        trial.came_back();
+    if device.lost().is_some()
+        && let Some(tried) = trial.now()
+    {
+        // The program is still there to know for certain.
+        say(&passed_over(device, tried));
+        drop(keep(device, &[read(device).0.pass_over(tried)]));
     }
+    trial.came_back();
     let tuned = tuned?;
     if !tuned.ops.is_empty() || !tuned.left_out.is_empty() {
         say(&summary(&tuned.ops, tuned.left_out.len()));
@@ -252,6 +266,18 @@ pub fn choose_for(
     let found = begun.into_iter().chain(tuned.ops);
     found.for_each(|op| choices.set(op.key, op.choice));
     Ok(of_graphs(&choices, device.caps(), graphs))
+}
+
+/// A line about a kernel that is not tried again.
+fn passed_over(device: &Device, tried: &Tried) -> String {
+    let file = path(device).unwrap_or_default();
+    format!(
+        "warning: the GPU or the program did not outlive the kernel `{}` of {} while it was measured: it is passed over \
+         from now on; to have it tried again, remove the op from {}",
+        tried.variant,
+        tried.op,
+        file.display()
+    )
 }
 
 /// The choices that are known for a run of `config`, without measuring any.
@@ -291,7 +317,7 @@ fn summary(ops: &[TunedOp], left_out: usize) -> String {
     let wrong: usize = ops.iter().map(|op| op.rejected.len()).sum();
     if wrong > 0 {
         text += &format!(
-            "; {wrong} kernels were refused by the driver or gave wrong results, and were passed over"
+            "; {wrong} kernels were refused by the driver, gave wrong results or were not outlived, and were passed over"
         );
     }
     let open = ops.iter().filter(|op| !op.open.is_empty()).count();

@@ -20,6 +20,7 @@ use crate::model::Model;
 use crate::nn::input::packed_bytes;
 use crate::train::kernels;
 use crate::train::plan::{explain_memory, resolve_form};
+use crate::train::run::Stop;
 use crate::train::start::{StartClock, StartSeconds};
 use crate::train::step::{ScaleState, StepInputs, class_sampler, record_step};
 use crate::train::trainer::{spec_of, step_options};
@@ -231,7 +232,7 @@ impl<'a> Measured<'a> {
         let options = step_options(config, empirical);
         let started = Instant::now();
         let spec = spec_of(config, classes)?;
-        let choices = kernels::choose(config, &spec, device, &TuneOptions::default(), say)?;
+        let choices = kernels::choose(config, &spec, device, &TuneOptions::default(), &Stop::default(), say)?;
         let tune_seconds = started.elapsed().as_secs_f64();
         let started = Instant::now();
         let mut model = Model::new(spec, device, config.train.seed).map_err(explain)?;

@@ -39,7 +39,7 @@ fn lack(error: &Error) -> Option<&'static str> {
         {
             Some("the disk has no room")
         }
-        // The weights are read back through a buffer of their size.
+        // The weights are read back through buffers of their own.
         Error::Runtime(epl_runtime::Error::OutOfMemory { .. }) => Some("the GPU has no memory"),
         _ => None,
     }
@@ -230,7 +230,7 @@ impl Trainer {
                 Some(reports) => reports,
                 // A run that had ended but for its last files.
                 None => {
-                    self.model.save(&around.folder.weights_path(), progress.submitted)?;
+                    self.save_last(progress.submitted, around)?;
                     self.evaluate(&mut |_| Ok(()))?
                 }
             };
@@ -319,6 +319,9 @@ impl Trainer {
             // is not announced, since another one follows.
             self.try_checkpoint(progress, around)?;
         }
+        if last {
+            self.save_last(step, around)?;
+        }
         let prototypes = if progress.batch >= batches {
             progress.watch.end_epoch(&self.model, epoch, step, &progress.sums)?
         } else {
@@ -327,9 +330,6 @@ impl Trainer {
         };
         around.record(&Record::Prototypes(Box::new(prototypes.clone())))?;
         around.observer.epoch(epoch, progress.sums.mean_loss(), Some(&prototypes));
-        if last {
-            self.save_last(step, around)?;
-        }
         let reports = self.evaluate(&mut |report| {
             around.record(&Record::Eval(eval_point(report, step, epoch)))?;
             around.observer.evaluation(epoch, report);

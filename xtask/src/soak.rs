@@ -49,6 +49,8 @@ clip_norm = 5.0
 schedule = { kind = "cosine", warmup_epochs = 1.0 }
 [train]
 out = "unset"
+# Kernels that are measured are not the same in each run.
+autotune = "off"
 batch_size = 24
 checkpoint_every = 7
 keep_checkpoints = 2

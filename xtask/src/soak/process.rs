@@ -76,6 +76,7 @@ impl Process {
             None => Command::new(epl),
         };
         command.args(arguments).current_dir(folder).env("EPL_TEST_LOSE_DEVICE", losses);
+        command.env("EPL_KERNEL_CACHE", folder.join("kernels"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| epl.display().to_string())?;
         let stream = child.stderr.take().context("standard error")?;
