@@ -33,6 +33,14 @@ impl Reopener {
         told(other) == told(&self.gone)
     }
 
+    /// The indices of those of `adapters`, which are in order, that may take the place of the one that is gone.
+    fn others(&self, adapters: &[AdapterDescription]) -> Vec<usize> {
+        let may = |other: &&AdapterDescription| {
+            !self.is_same(other) && (other.kind != "Cpu" || self.gone.kind == "Cpu")
+        };
+        adapters.iter().filter(may).map(|other| other.index).collect()
+    }
+
     fn open(&self, index: usize) -> Result<Arc<Device>> {
         Device::open(&DeviceOptions { select: Some(index.to_string()), ..self.options.clone() })
     }
@@ -57,11 +65,8 @@ impl Reopener {
     /// There is none, or none can be opened.
     pub fn other(&self) -> Result<Arc<Device>> {
         let mut failed = None;
-        for found in adapters() {
-            if self.is_same(&found) || (found.kind == "Cpu" && self.gone.kind != "Cpu") {
-                continue;
-            }
-            match self.open(found.index) {
+        for index in self.others(&adapters()) {
+            match self.open(index) {
                 Ok(device) => return Ok(device),
                 Err(error) => drop(failed.get_or_insert(error)),
             }
@@ -112,5 +117,52 @@ impl Device {
             left -= left.min(piece);
         }
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adapter(index: usize, name: &str, kind: &str) -> AdapterDescription {
+        AdapterDescription {
+            index,
+            name: name.into(),
+            backend: "Vulkan".into(),
+            kind: kind.into(),
+            driver: "1.0".into(),
+            caps: crate::Caps::WEBGPU,
+            timestamps: false,
+            shader_f16: false,
+            cooperative_matrix: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn another_gpu_takes_the_place_of_one_that_is_gone_and_no_cpu_does() {
+        let all = [
+            adapter(0, "large", "DiscreteGpu"),
+            adapter(1, "small", "IntegratedGpu"),
+            adapter(2, "llvmpipe", "Cpu"),
+        ];
+        let others = |gone: usize| Reopener::new(all[gone].clone(), DeviceOptions::default()).others(&all);
+        assert_eq!((others(0), others(1)), (vec![1], vec![0]));
+        assert_eq!(others(2), [0, 1], "whatever is there is faster than a CPU");
+        let driver = AdapterDescription { driver: "newer".into(), ..all[0].clone() };
+        let updated = Reopener::new(driver, DeviceOptions::default());
+        assert_eq!(
+            updated.others(&all),
+            [0, 1],
+            "with another driver it is another one: other kernels, other bits"
+        );
+    }
+
+    #[test]
+    fn submissions_are_halved_with_each_loss() {
+        let longest = |times: u32| {
+            let reopener = Reopener::new(adapter(0, "gpu", "DiscreteGpu"), DeviceOptions::default());
+            reopener.with_halved_submissions(times).options.longest_submission.unwrap().as_millis()
+        };
+        assert_eq!([0, 1, 2, 4].map(longest), [500, 250, 125, 31]);
     }
 }

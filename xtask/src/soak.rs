@@ -21,7 +21,7 @@ often each was survived, and how much memory the processes took.
 Options:
   --minutes N        how long, the first training not counted [default: 60]
   --seed N           of what happens when [default: 1]
-  --epochs N         of each training; 15 steps each [default: 12]
+  --epochs N         of each training; 15 steps each [default: 24]
   --help             this text
 
 Example:
@@ -68,7 +68,7 @@ struct Options {
 
 impl Options {
     fn parse(arguments: &[String]) -> std::result::Result<Self, String> {
-        let mut options = Self { minutes: 60, seed: 1, epochs: 12 };
+        let mut options = Self { minutes: 60, seed: 1, epochs: 24 };
         let mut arguments = arguments.iter();
         while let Some(argument) = arguments.next() {
             let place = match argument.as_str() {
@@ -324,8 +324,8 @@ mod tests {
     #[test]
     fn arguments_are_read_or_refused() {
         let parse = |text: &str| Options::parse(&text.split(' ').map(String::from).collect::<Vec<_>>());
-        assert_eq!(Options::parse(&[]), Ok(Options { minutes: 60, seed: 1, epochs: 12 }));
-        assert_eq!(parse("--minutes 5 --seed 7"), Ok(Options { minutes: 5, seed: 7, epochs: 12 }));
+        assert_eq!(Options::parse(&[]), Ok(Options { minutes: 60, seed: 1, epochs: 24 }));
+        assert_eq!(parse("--minutes 5 --seed 7"), Ok(Options { minutes: 5, seed: 7, epochs: 24 }));
         for wrong in ["--minutes", "--minutes 0", "--minutes x", "--hours 1"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }

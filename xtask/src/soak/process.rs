@@ -12,6 +12,8 @@ use anyhow::{Context as _, Result, ensure};
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long a process has to live before its memory says anything.
 const SETTLED: Duration = Duration::from_secs(20);
+/// And how long from then on: in between GPUs are lost, and what is free then is taken again.
+const LONG_ENOUGH: Duration = Duration::from_secs(30);
 /// The share by which a process may grow from the first third of its life to the last: allocators keep what they had, the more so
 /// with each GPU that was lost.
 const MAY_GROW: f64 = 0.25;
@@ -139,10 +141,14 @@ impl Growth {
     fn of(seen: &[(Duration, u64)]) -> Option<Self> {
         let settled: Vec<(Duration, u64)> =
             seen.iter().copied().filter(|(after, _)| *after >= SETTLED).collect();
+        let lived = settled.last()?.0;
+        if lived < SETTLED + LONG_ENOUGH {
+            return None;
+        }
         let third = settled.len() / 3;
         let before = median(settled.get(..third)?)?;
         let after = median(settled.get(settled.len() - third..)?)?;
-        Some(Self { lived: settled.last()?.0, before, after })
+        Some(Self { lived, before, after })
     }
 
     fn share(&self) -> f64 {
@@ -232,6 +238,7 @@ mod tests {
         assert!(grew(&mut memory, 300, 302) < MAY_GROW);
         // Too short a life says nothing of growth.
         assert!(memory.take(&[(Duration::from_secs(1), 1 << 30)]).is_none());
+        assert!(memory.take(&seen(100, 159)[..25]).is_none());
         let text = memory.to_string();
         assert!(text.starts_with("1024 MiB at most"), "{text}");
         let most = "from 110 MiB in the first third of its life to 150 MiB in the last, of 79 s";
