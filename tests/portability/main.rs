@@ -75,8 +75,6 @@ fn every_variant_that_an_adapter_gets_is_translated_and_within_its_limits() {
     let never: Vec<_> = forms()
         // A cast between types that are the same is not recorded.
         .filter(|(kernel, half)| *half || !kernel.shader.starts_with("cast_"))
-        // Those by which the runtime finds out about an adapter are no op's.
-        .filter(|(kernel, _)| !epl_runtime::probe::KERNELS.iter().any(|probe| probe.shader == kernel.shader))
         .map(|(kernel, half)| (kernel.module_name(half), kernel.entry))
         .filter(|key| !dispatched.contains(key))
         .collect();

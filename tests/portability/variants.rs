@@ -225,6 +225,21 @@ impl Collection<'_> {
         }
     }
 
+    /// The kernels by which the runtime finds out about the adapter, and that give a step's receipt. None is an op's.
+    fn probes(&mut self) {
+        for &kernel in &epl_runtime::probe::KERNELS {
+            for half in kernel.halves().filter(|&half| !half || self.caps.f16) {
+                let element = if half { DType::F16 } else { DType::F32 };
+                if kernel.needs.met_by(self.caps, element) {
+                    let (module, entry) = (kernel.module_name(half), kernel.entry);
+                    let place = format!("{}, outside any op", self.adapter);
+                    let variant = Variant { module, entry, constants: Vec::new() };
+                    self.variants.entry(variant).or_insert((kernel, half, place));
+                }
+            }
+        }
+    }
+
     /// What a training step is planned as, and what its ops become by other choices.
     fn step(&mut self, graph: &Graph, name: &str) {
         let plan = match Plan::new(graph, self.caps, PlanOptions::default()) {
@@ -289,6 +304,7 @@ pub fn visit_variants(faults: &mut Vec<String>, visit: &mut dyn FnMut(&Used<'_>)
     for (adapter, caps) in adapters() {
         let mut found = Collection { adapter, caps: &caps, variants: BTreeMap::new(), faults: Vec::new() };
         found.cases(&cases);
+        found.probes();
         for (name, _, graph) in steps.iter().filter(|(_, mixed, _)| caps.f16 || !mixed) {
             found.step(graph, name);
         }
