@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use crate::adapters::{AdapterDescription, adapters};
@@ -100,9 +100,8 @@ pub struct Device {
     finished: Arc<AtomicU64>,
     /// A token that is read back behind everything else that is read, to know that all of it was copied.
     token: wgpu::Buffer,
-    /// Held until a read is submitted: no other thread may write its own token meanwhile.
-    reading: Mutex<()>,
-    /// Whether something was written of which is not known that it arrived.
+    /// Whether something was written of which is not known that it arrived. Held while anything is written or submitted, so
+    /// that no thread's submission carries what another one has written and not yet proved.
     unsettled: Mutex<bool>,
 }
 
@@ -204,7 +203,6 @@ impl Device {
             health,
             finished: Arc::default(),
             token,
-            reading: Mutex::default(),
             unsettled: Mutex::default(),
         })
     }
@@ -390,8 +388,14 @@ impl Device {
 
     /// Hands work over, once all that was written before is known to have arrived.
     pub(crate) fn submit(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
-        self.settle()?;
+        let mut unsettled = self.uploads();
+        self.settle_with(&mut unsettled)?;
         self.submit_now(encoder)
+    }
+
+    fn uploads(&self) -> MutexGuard<'_, bool> {
+        // What a panic leaves behind is a flag.
+        self.unsettled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn submit_now(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
@@ -460,13 +464,14 @@ impl Device {
     /// Writes `bytes` to a buffer, before all that is submitted from now on. Whether they arrived is known after
     /// [`Device::settle`].
     pub(crate) fn write(&self, label: &str, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
+        let mut unsettled = self.uploads();
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         self.queue.write_buffer(buffer, offset, bytes);
         if pollster::block_on(scope.pop()).is_some() {
-            let staging = format!("an upload of {label}");
-            return Err(self.cause(self.out_of_memory(&staging, bytes.len() as u64)));
+            // wgpu gives the device up over it, which is no cause.
+            return Err(self.out_of_memory(&format!("an upload of {label}"), bytes.len() as u64));
         }
-        *self.unsettled.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *unsettled = true;
         Ok(())
     }
 
@@ -477,11 +482,15 @@ impl Device {
     /// # Errors
     /// [`Error::DeviceLost`] where it did not arrive.
     pub fn settle(&self) -> Result<()> {
-        // Held meanwhile: no other thread goes on without the proof.
-        let mut unsettled = self.unsettled.lock().unwrap_or_else(PoisonError::into_inner);
-        if *unsettled {
-            self.read_parts(&[], 0)?;
-            *unsettled = false;
+        self.settle_with(&mut self.uploads())
+    }
+
+    fn settle_with(&self, unsettled: &mut MutexGuard<'_, bool>) -> Result<()> {
+        if **unsettled {
+            // No other thread goes on meanwhile, without the proof.
+            let read = self.begin_read(&[], 0, unsettled)?;
+            self.end_read(&read)?;
+            **unsettled = false;
         }
         Ok(())
     }
@@ -511,13 +520,23 @@ impl Device {
 
     /// Reads `bytes` bytes (a multiple of 4) from each of several places back, one after the other, in one wait for the GPU.
     pub(crate) fn read_parts(&self, parts: &[(&wgpu::Buffer, u64)], bytes: u64) -> Result<Vec<u8>> {
+        let read = self.begin_read(parts, bytes, &self.uploads())?;
+        self.end_read(&read)
+    }
+
+    /// Has the places copied, and a token behind them.
+    fn begin_read(
+        &self,
+        parts: &[(&wgpu::Buffer, u64)],
+        bytes: u64,
+        _held: &MutexGuard<'_, bool>,
+    ) -> Result<Read> {
+        // One that another device has used may be found in memory that is used again.
+        static READS: AtomicU64 = AtomicU64::new(1);
         self.at(Operation::Read);
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let all = bytes * parts.len() as u64;
         let staging = self.buffer("read back", all + TOKEN, usage)?;
-        let reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
-        // One that another device has used may be found in memory that is used again.
-        static READS: AtomicU64 = AtomicU64::new(1);
         let token = READS.fetch_add(1, Ordering::Relaxed).to_le_bytes();
         self.queue.write_buffer(&self.token, 0, &token);
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
@@ -525,15 +544,19 @@ impl Device {
             encoder.copy_buffer_to_buffer(buffer, offset, &staging, index * bytes, bytes);
         }
         encoder.copy_buffer_to_buffer(&self.token, 0, &staging, all, TOKEN);
-        let submission = self.submit_now(encoder)?;
-        drop(reading);
+        Ok(Read { submission: self.submit_now(encoder)?, staging, token, bytes: all })
+    }
+
+    /// Waits for what was copied.
+    fn end_read(&self, read: &Read) -> Result<Vec<u8>> {
+        let Read { staging, token, bytes, .. } = read;
         let (sender, receiver) = std::sync::mpsc::channel();
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
             // The receiver is gone only if this function has already failed.
             drop(sender.send(result));
         });
         Counters::count(&self.counters.waits);
-        self.wait(Some(submission))?;
+        self.wait(Some(read.submission.clone()))?;
         // A thread that polls the same device takes the callbacks of all, and may not have come to this one yet.
         match receiver.recv_timeout(CALLBACK_LIMIT) {
             Ok(Ok(())) => {}
@@ -542,11 +565,20 @@ impl Device {
         }
         let view = staging.get_mapped_range(..).map_err(|error| self.cause(Error::gpu(error.to_string())))?;
         let mut data = view.to_vec();
-        if data.get(all as usize..(all + TOKEN) as usize) != Some(&token[..]) {
+        if data.get(*bytes as usize..(bytes + TOKEN) as usize) != Some(&token[..]) {
             self.lose("it has not copied all that was to be read, and did not say so".into());
         }
-        data.truncate(all as usize);
+        data.truncate(*bytes as usize);
         // What was read from a device that went away meanwhile is nothing to rely on.
         self.check().map(|()| data)
     }
+}
+
+/// A read that is under way.
+struct Read {
+    submission: wgpu::SubmissionIndex,
+    staging: wgpu::Buffer,
+    token: [u8; TOKEN as usize],
+    /// Without the token.
+    bytes: u64,
 }

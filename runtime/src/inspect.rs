@@ -36,19 +36,32 @@ pub struct NodeTiming {
     pub matrices: Option<DType>,
 }
 
+/// A query set holds 4096 timestamps (WebGPU), two a piece.
+const MOST_PIECES: usize = 2048;
+
 /// Times every node of the session's plan with the inputs last uploaded, over `repeats` runs. Running it repeats
 /// updates of persistent tensors.
 pub fn node_seconds(session: &Session, repeats: usize) -> Result<NodeSeconds> {
-    let nodes = session.plan().steps.len();
     let repeats = repeats.max(1);
-    let pieces: Vec<Piece> = (0..nodes).map(|position| Piece { position, launch: None }).collect();
-    let mut seconds = vec![0.0; nodes];
-    // A query set holds 4096 timestamps (WebGPU).
-    let mut gpu_clock = session.device().has_timestamps() && nodes * 2 <= 4096;
+    let mut pieces: Vec<Piece> = Vec::new();
+    for (position, step) in session.plan().steps.iter().enumerate() {
+        let whole = Piece { position, launch: None };
+        if session.seconds_of(whole) > session.longest_submission() && step.dispatches.len() > 1 {
+            // As many submissions as it takes.
+            pieces.extend((0..step.dispatches.len()).map(|index| Piece { position, launch: Some(index) }));
+        } else {
+            pieces.push(whole);
+        }
+    }
+    let mut seconds = vec![0.0; session.plan().steps.len()];
+    let mut gpu_clock = session.device().has_timestamps();
     for _ in 0..repeats {
-        let once = by_either(session, &pieces, &mut gpu_clock)?;
-        for (sum, s) in seconds.iter_mut().zip(once) {
-            *sum += s / repeats as f64;
+        for pieces in pieces.chunks(MOST_PIECES) {
+            for (piece, s) in pieces.iter().zip(by_either(session, pieces, &mut gpu_clock)?) {
+                if let Some(sum) = seconds.get_mut(piece.position) {
+                    *sum += s / repeats as f64;
+                }
+            }
         }
     }
     Ok(NodeSeconds { seconds, gpu_clock })
@@ -98,8 +111,7 @@ pub fn kernel_seconds(session: &Session, repeats: usize) -> Result<Vec<KernelTim
     let mut kernels: BTreeMap<&'static str, (usize, f64)> = BTreeMap::new();
     let mut gpu_clock = session.device().has_timestamps();
     for _ in 0..repeats {
-        // A query set holds 4096 timestamps (WebGPU).
-        for (names, pieces) in names.chunks(2048).zip(pieces.chunks(2048)) {
+        for (names, pieces) in names.chunks(MOST_PIECES).zip(pieces.chunks(MOST_PIECES)) {
             let seconds = by_either(session, pieces, &mut gpu_clock)?;
             for (&kernel, seconds) in names.iter().zip(seconds) {
                 let entry = kernels.entry(kernel).or_default();

@@ -23,7 +23,9 @@ impl Reopener {
     /// taken for hung, and with the same submissions would be again.
     #[must_use]
     pub fn with_halved_submissions(mut self, times: u32) -> Self {
-        self.options.longest_submission = Some(LONGEST_SUBMISSION / 2_u32.saturating_pow(times).max(1));
+        let halved = LONGEST_SUBMISSION / 2_u32.saturating_pow(times).max(1);
+        self.options.longest_submission =
+            Some(self.options.longest_submission.map_or(halved, |now| now.min(halved)));
         self
     }
 

@@ -111,14 +111,16 @@ impl Store {
         for (shard, first, length) in transfers(&shards, offset, bytes.len() as u64) {
             let from = (first - offset) as usize;
             let part = bytes.get(from..from + length as usize).unwrap_or(&[]);
-            self.device.write(name, &shard.buffer, first - shard.offset, part)?;
             let writes = self.writes.fetch_add(1, Ordering::Relaxed) + 1;
-            let staged = self.staged.fetch_add(length, Ordering::Relaxed) + length;
             // Staging memory is free again when what it was for is done.
-            if staged >= TRANSFER || writes.is_multiple_of(PENDING_WRITES) {
-                self.staged.store(0, Ordering::Relaxed);
+            if self.staged.load(Ordering::Relaxed) + length > TRANSFER
+                || writes.is_multiple_of(PENDING_WRITES)
+            {
                 self.device.settle()?;
+                self.staged.store(0, Ordering::Relaxed);
             }
+            self.device.write(name, &shard.buffer, first - shard.offset, part)?;
+            self.staged.fetch_add(length, Ordering::Relaxed);
         }
         self.device.check()
     }

@@ -187,7 +187,7 @@ fn graphs(config: &Config, spec: &ModelSpec, caps: &Caps) -> Result<Vec<Graph>> 
 /// a line about what was measured.
 ///
 /// # Errors
-/// A network that is impossible, a device that is lost.
+/// A network that is impossible, a device that is lost, a stop before all is measured.
 pub fn choose(
     config: &Config,
     spec: &ModelSpec,
@@ -206,7 +206,7 @@ pub fn choose(
 /// [`choose`] for any graphs on `device`.
 ///
 /// # Errors
-/// A device that is lost.
+/// A device that is lost, a stop before all is measured.
 pub fn choose_for(
     device: &Arc<Device>,
     graphs: &[&Graph],
@@ -251,10 +251,19 @@ pub fn choose_for(
     {
         // The program is still there to know for certain.
         say(&passed_over(device, tried));
-        drop(keep(device, &[read(device).0.pass_over(tried)]));
+        if let Err(error) = keep(device, &[read(device).0.pass_over(tried)]) {
+            say(&format!("warning: {error}; it is measured again at the next start"));
+        }
     }
     trial.came_back();
     let tuned = tuned?;
+    if stop.requested() && (!tuned.left_out.is_empty() || tuned.ops.iter().any(|op| !op.open.is_empty())) {
+        // A run keeps for good what it begins with: not what happened to be measured by then.
+        return Err(Error::usage(
+            "interrupted while kernels were measured, before the first step",
+            "start again: what was measured so far is kept",
+        ));
+    }
     if !tuned.ops.is_empty() || !tuned.left_out.is_empty() {
         say(&summary(&tuned.ops, tuned.left_out.len()));
     }
@@ -270,13 +279,13 @@ pub fn choose_for(
 
 /// A line about a kernel that is not tried again.
 fn passed_over(device: &Device, tried: &Tried) -> String {
-    let file = path(device).unwrap_or_default();
+    let again = path(device).map_or_else(String::new, |file| {
+        format!("; to have it tried again, remove the op from {}", file.display())
+    });
     format!(
         "warning: the GPU or the program did not outlive the kernel `{}` of {} while it was measured: it is passed over \
-         from now on; to have it tried again, remove the op from {}",
-        tried.variant,
-        tried.op,
-        file.display()
+         from now on{again}",
+        tried.variant, tried.op
     )
 }
 

@@ -46,6 +46,8 @@ struct Course {
     batch: Option<(usize, usize)>,
     /// The kernels that were chosen, and for which device.
     kernels: Option<([String; 3], Choices)>,
+    /// Whether a device was lost while kernels were measured.
+    lost_measuring: bool,
     /// Whether the run's folder is this run's.
     begun: bool,
     /// Devices lost so far.
@@ -108,7 +110,7 @@ pub(super) fn train(
         let clock =
             clock.take().unwrap_or_else(|| (StartClock::since(Instant::now()), StartSeconds::default()));
         let error = match attempt(&run, &device, observer, clock, &mut course) {
-            Err(error) if device.lost().is_some() => error,
+            Err(error) if device.lost().is_some() && !is_memory(&error) => error,
             mut ended => {
                 if let Ok(outcome) = &mut ended {
                     outcome.device_losses = course.losses;
@@ -119,6 +121,11 @@ pub(super) fn train(
         observer.end();
         device = replace(device, error, &run, observer, &mut course)?;
     }
+}
+
+/// Whether it is for lack of memory, over which wgpu may give a device up: another one would have no more.
+fn is_memory(error: &Error) -> bool {
+    matches!(error, Error::Runtime(epl_runtime::Error::OutOfMemory { .. }))
 }
 
 /// Another device in the place of one that is lost.
@@ -239,9 +246,17 @@ fn attempt(
     let mut choose = |config: &Config, spec: &ModelSpec| {
         let chosen = match kernels.clone() {
             Some(kernels) => kernels,
+            // With nowhere to note which kernel it was, it would be tried again and again.
+            None if course.lost_measuring && device.cache_folder().is_none() => {
+                observer.message("the kernels of this run are those that the rules choose");
+                Choices::new()
+            }
             None => {
                 let mut say = |line: &str| observer.message(line);
-                kernels::choose(config, spec, device, &TuneOptions::default(), &options.stop, &mut say)?
+                let chosen =
+                    kernels::choose(config, spec, device, &TuneOptions::default(), &options.stop, &mut say);
+                course.lost_measuring |= chosen.is_err() && device.lost().is_some();
+                chosen?
             }
         };
         course.kernels = Some((names.clone(), chosen.clone()));

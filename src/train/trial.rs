@@ -1,5 +1,5 @@
-//! A note of the kernel that is being tried, for the case that the GPU, the program or the machine does not outlive it: the next
-//! start reads it and does not try that kernel again.
+//! A note of the kernel that is being tried, for the case that the GPU, the program or the machine does not outlive it: later
+//! starts read it, and when that has happened twice they do not try that kernel again.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};

@@ -35,7 +35,7 @@ fn launches(
     let bytes = (params.len() as u64).next_multiple_of(16);
     let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
     let uniform = device.buffer(spec.kernel.shader, bytes, usage)?;
-    device.queue.write_buffer(&uniform, 0, params);
+    device.write(spec.kernel.shader, &uniform, 0, params)?;
     let entries: Vec<wgpu::BindGroupEntry<'_>> = (0..)
         .zip(std::iter::once(&uniform).chain(buffers.iter().copied()))
         .map(|(binding, buffer)| wgpu::BindGroupEntry { binding, resource: buffer.as_entire_binding() })
