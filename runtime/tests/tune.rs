@@ -101,12 +101,18 @@ impl Op for Double {
     }
 }
 
-#[test]
-fn what_is_wrong_never_wins_however_fast_it_is() {
+/// A graph that doubles a vector of so many elements.
+fn doubling(elements: usize) -> Graph {
     let mut graph = Graph::new();
-    let x = graph.input("x", TensorDesc::f32([1 << 19])).unwrap();
+    let x = graph.input("x", TensorDesc::f32([elements])).unwrap();
     let y = push_one(&mut graph, Double, &[x]).unwrap();
     graph.keep(y);
+    graph
+}
+
+#[test]
+fn what_is_wrong_never_wins_however_fast_it_is() {
+    let graph = doubling(1 << 19);
     let device = device(false);
     let tuned = tune(&device, &[&graph], &Choices::new(), &[], &LONG, &mut |_| Continue(())).unwrap();
     let [op] = tuned.ops.as_slice() else { panic!("{tuned:?}") };
@@ -147,10 +153,7 @@ fn without_time_or_memory_the_rules_stay() {
 
 #[test]
 fn it_breaks_off_where_it_is_told_to() {
-    let mut graph = Graph::new();
-    let x = graph.input("x", TensorDesc::f32([1 << 19])).unwrap();
-    let y = push_one(&mut graph, Double, &[x]).unwrap();
-    graph.keep(y);
+    let graph = doubling(1 << 19);
     // The rule's kernel, then the first of four variants.
     let mut tries = 0;
     let mut progress = |progress: Progress<'_>| match progress {
@@ -168,10 +171,7 @@ fn it_breaks_off_where_it_is_told_to() {
 
 #[test]
 fn an_op_over_the_memory_is_timed_on_less() {
-    let mut graph = Graph::new();
-    let x = graph.input("x", TensorDesc::f32([1 << 20])).unwrap();
-    let y = push_one(&mut graph, Double, &[x]).unwrap();
-    graph.keep(y);
+    let graph = doubling(1 << 20);
     let options = TuneOptions { bytes: 5 << 20, ..LONG };
     let tuned =
         tune(&device(false), &[&graph], &Choices::new(), &[], &options, &mut |_| Continue(())).unwrap();
@@ -181,10 +181,7 @@ fn an_op_over_the_memory_is_timed_on_less() {
 
 #[test]
 fn an_instant_at_a_time_all_is_measured_in_the_end() {
-    let mut graph = Graph::new();
-    let x = graph.input("x", TensorDesc::f32([1 << 19])).unwrap();
-    let y = push_one(&mut graph, Double, &[x]).unwrap();
-    graph.keep(y);
+    let graph = doubling(1 << 19);
     let device = device(false);
     let options = TuneOptions { time: Duration::from_nanos(1), ..LONG };
     let mut begun = Vec::new();

@@ -28,7 +28,7 @@ use crate::train::summary::eval_point;
 use crate::train::trainer::{EVALUATION_BATCH, Trainer};
 use crate::{Error, Result};
 
-/// How long the last weights wait for room on a full disk.
+/// How long the last weights wait for room on a full disk, or in a full memory.
 const WAIT_FOR_ROOM: Duration = Duration::from_secs(3600);
 
 /// What there was too little of, in words, where that may change by itself.
@@ -251,6 +251,7 @@ impl Trainer {
     ) -> Result<Epoch> {
         let steps_per_epoch = self.loader.batches_per_epoch() as u64;
         let every = self.save_every;
+        // Here rather than by the first step, whose time it is no part of.
         self.device.settle()?;
         self.device.enter("training");
         // The time between epochs goes to evaluation, and is no throughput.
